@@ -1,0 +1,49 @@
+"""Build pyloop._core, the cffi module (API mode) over the C core.
+
+The cdef is the part of csrc/pyloop.h between its two markers, so Python and C
+read the same lines and there is no second copy to keep in step.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from cffi import FFI
+
+CSRC = Path(__file__).resolve().parent / "csrc"
+BEGIN, END = "/* cffi: begin */", "/* cffi: end */"
+
+
+def contract() -> str:
+    """Return the lines of pyloop.h that Python may see."""
+    header = (CSRC / "pyloop.h").read_text()
+    return header.split(BEGIN)[1].split(END)[0]
+
+
+def sources() -> list[str]:
+    """Return the core's C files, relative to the project, for this platform."""
+    names = sorted(path.name for path in CSRC.glob("*.c"))
+    if not sys.platform.startswith("linux"):
+        names.remove("poller_epoll.c")
+    return [f"csrc/{name}" for name in names]
+
+
+ffibuilder = FFI()
+ffibuilder.cdef(contract())
+ffibuilder.set_source(
+    "pyloop._core",
+    '#include "pyloop.h"',
+    sources=sources(),
+    include_dirs=["csrc"],
+    depends=[*(f"csrc/{path.name}" for path in CSRC.glob("*.h")), "build_ffi.py"],
+    extra_compile_args=[
+        *("-std=c11", "-D_GNU_SOURCE", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden"),
+        *os.environ.get("PYLOOP_CFLAGS", "").split(),
+    ],
+    extra_link_args=os.environ.get("PYLOOP_LDFLAGS", "").split(),
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

@@ -1,0 +1,60 @@
+/* accept.c -- take in who calls: accept until nobody waits, the budget is used, or there is no room.
+ *
+ * What accept(2) said is decided in listener.c; when accepting rests is in group.c. */
+#include <errno.h>
+#include <string.h>
+
+#include "loop.h"
+#include "sock.h"
+
+static void refuse(struct pl_loop *loop, struct group *g, int fd, int rc)
+{
+    sock_close(fd);
+    g->counters->refused++;
+    if (g->refused_tick == loop->tick)
+        return; /* one event a tick tells enough */
+    g->refused_tick = loop->tick;
+    struct pl_event *e = batch_push(&loop->batch, PL_EV_REFUSED, 0);
+    e->slot = g->number;
+    e->value = rc;
+}
+
+static void welcome(struct pl_loop *loop, struct group *g, const struct peer *peer)
+{
+    uint64_t id;
+    int rc = conn_adopt(loop, g, peer->fd, &id);
+    if (rc < 0) {
+        refuse(loop, g, peer->fd, rc);
+        return;
+    }
+    struct pl_event *e = batch_push(&loop->batch, PL_EV_OPEN, id);
+    uint8_t *addr = arena_tail(&loop->batch);
+    memcpy(addr, &peer->addr, peer->addr_len);
+    arena_commit(&loop->batch, sizeof peer->addr);
+    e->data = addr;
+    e->end = addr + peer->addr_len;
+    e->value = (int32_t)g->number;
+}
+
+void accept_some(struct pl_loop *loop, uint32_t number)
+{
+    struct listener *l = &loop->listeners[number];
+    struct group *g = loop->groups[l->group];
+    struct peer peer;
+    for (int i = 0; i < ACCEPT_BUDGET && batch_has_room(&loop->batch); i++) {
+        if (g->options.max_connections && g->conns >= g->options.max_connections) {
+            group_pause(loop, g, true);
+            return;
+        }
+        switch (listener_accept(l, &peer)) {
+        case ACCEPTED: welcome(loop, g, &peer); break;
+        case ACCEPT_NONE: return;
+        case ACCEPT_AGAIN: break;
+        case ACCEPT_SHORT: accepting_pause(loop, g); return;
+        case ACCEPT_BROKEN:
+            batch_push(&loop->batch, PL_EV_BADFD, (uint64_t)l->fd);
+            listener_drop(loop, number);
+            return;
+        }
+    }
+}

@@ -1,0 +1,257 @@
+/* api.c -- what Python does to a conn, by id: send, close, pause, hold, feed. Each takes effect through the
+ * conn's state; its events come with the next tick. */
+#include <errno.h>
+#include <string.h>
+
+#include "loop.h"
+#include "sock.h"
+
+/* The conn, or NULL and the reason in *rc. */
+static struct conn *find(struct pl_loop *loop, uint64_t id, int *rc)
+{
+    *rc = loop_guard(loop);
+    if (*rc < 0)
+        return NULL;
+    struct conn *c = table_get(&loop->table, id);
+    if (c && !(c->flags & CONN_DEAD))
+        return c;
+    *rc = -ESTALE;
+    return NULL;
+}
+
+int pl_conn_open(struct pl_loop *loop, int group, int fd, uint64_t *id)
+{
+    int rc = loop_guard(loop);
+    if (rc < 0)
+        return rc;
+    struct group *g = group_get(loop, group);
+    if (!g)
+        return -EINVAL;
+    if (fd >= 0 && fd < loop->fds_cap && loop->fds[fd].owner != OWNER_NONE)
+        return -EEXIST;
+    if ((rc = sock_set_nonblocking(fd, 1)) < 0)
+        return rc;
+    loop->now = sock_now();
+    return conn_adopt(loop, g, fd, id);
+}
+
+/* Output passed high water: offer it to the kernel before anybody is asked to pause. */
+static int relieve(struct pl_loop *loop, struct conn *c)
+{
+    if (c->flags & CONN_ABOVE)
+        return 0;
+    if (!(c->flags & CONN_BLOCKED))
+        conn_push_out(loop, c);
+    if (c->flags & CONN_DEAD || c->out.len <= c->group->options.high_water)
+        return 0;
+    c->flags |= CONN_ABOVE;
+    return 1;
+}
+
+static int send_message(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len,
+                        int framed)
+{
+    int rc;
+    struct conn *c = find(loop, id, &rc);
+    if (!c) {
+        if (loop && rc == -ESTALE)
+            loop->counters.dropped++;
+        return rc;
+    }
+    if (c->flags & (CONN_SHUT | CONN_WRITE_DONE)) {
+        c->group->counters->dropped++;
+        return -EPIPE;
+    }
+    rc = conn_queue(c, &loop->pool, data, len, framed);
+    if (rc == PL_E_WRITE_LIMIT) {
+        c->group->counters->write_limit_aborts++;
+        pl_conn_abort(loop, id, rc);
+    }
+    if (rc < 0)
+        return rc;
+    c->group->counters->messages_out++;
+    conn_mark_flush(loop, c);
+    return c->out.len > c->group->options.high_water ? relieve(loop, c) : 0;
+}
+
+int pl_conn_send(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len)
+{
+    return send_message(loop, id, data, len, 1);
+}
+
+int pl_conn_write(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len)
+{
+    return send_message(loop, id, data, len, 0);
+}
+
+/* In a forked child a conn is only let go: its socket is the parent's too. */
+static int let_go(struct pl_loop *loop, uint64_t id)
+{
+    struct conn *c = table_get(&loop->table, id);
+    if (!c || c->flags & CONN_DEAD)
+        return -ESTALE;
+    watch_forget(loop, c->fd);
+    sock_close(c->fd);
+    c->fd = -1;
+    c->flags |= CONN_DEAD;
+    return 0;
+}
+
+int pl_conn_close(struct pl_loop *loop, uint64_t id)
+{
+    int rc;
+    struct conn *c = find(loop, id, &rc);
+    if (c)
+        conn_finish(loop, c);
+    return rc == PL_E_FORKED ? let_go(loop, id) : rc;
+}
+
+int pl_conn_abort(struct pl_loop *loop, uint64_t id, int reason)
+{
+    int rc;
+    struct conn *c = find(loop, id, &rc);
+    if (c) {
+        c->group->counters->aborts++;
+        sock_reset_on_close(c->fd);
+        conn_kill(loop, c, reason);
+    }
+    return rc == PL_E_FORKED ? let_go(loop, id) : rc;
+}
+
+int pl_conn_shutdown(struct pl_loop *loop, uint64_t id)
+{
+    int rc;
+    struct conn *c = find(loop, id, &rc);
+    if (!c)
+        return rc;
+    if (c->flags & (CONN_SHUT | CONN_WRITE_DONE))
+        return -EPIPE;
+    c->flags |= CONN_SHUT;
+    conn_mark_flush(loop, c);
+    return 0;
+}
+
+int pl_conn_pause(struct pl_loop *loop, uint64_t id)
+{
+    int rc;
+    struct conn *c = find(loop, id, &rc);
+    if (!c)
+        return rc;
+    c->flags |= CONN_PAUSED;
+    conn_update(loop, c);
+    return 0;
+}
+
+int pl_conn_resume(struct pl_loop *loop, uint64_t id)
+{
+    int rc;
+    struct conn *c = find(loop, id, &rc);
+    if (!c)
+        return rc;
+    if (!(c->flags & CONN_PAUSED))
+        return 0;
+    c->flags &= ~(uint32_t)CONN_PAUSED;
+    if (c->flags & (CONN_UNCUT | CONN_EOF | CONN_DRAIN))
+        conn_pend(loop, c);
+    conn_update(loop, c);
+    return 0;
+}
+
+/* The conn's bytes from `wire` to the end of what was cut become the contents of `in` again. */
+static int put_back(struct conn *c, const uint8_t *wire)
+{
+    struct buf *in = &c->in;
+    if (in->data && wire >= in->data && wire < in->data + in->cap) {
+        in->start = (size_t)(wire - in->data);
+        in->end = (size_t)(c->cut_end - in->data);
+        return 0;
+    }
+    struct buf held = {0};
+    int rc = buf_append(&held, wire, (size_t)(c->cut_end - wire));
+    if (rc < 0)
+        return rc;
+    buf_fini(in);
+    *in = held;
+    return 0;
+}
+
+int pl_conn_hold(struct pl_loop *loop, uint32_t index)
+{
+    int rc;
+    struct batch *batch = &loop->batch;
+    if (index >= batch->count)
+        return -EINVAL;
+    struct pl_event *event = &batch->events[index];
+    uint64_t id = event->id;
+    struct conn *c = find(loop, id, &rc);
+    if (!c)
+        return rc;
+    if (event->kind != PL_EV_MESSAGE && event->kind != PL_EV_EOF && event->kind != PL_EV_FAULT)
+        return -EINVAL;
+    if (event->kind == PL_EV_MESSAGE && (rc = put_back(c, event->data - event->head)) < 0)
+        return rc;
+    for (; index < batch->count; index++, event++) {
+        if (event->id != id || event->kind > PL_EV_FAULT)
+            continue;
+        if (event->kind == PL_EV_MESSAGE)
+            c->group->counters->messages_in--;
+        event->kind = PL_EV_NONE;
+    }
+    c->flags &= ~(uint32_t)(CONN_EOF_TOLD | CONN_FAULTED);
+    c->flags |= CONN_UNCUT;
+    c->scanned = 0;
+    if (!(c->flags & CONN_PAUSED))
+        conn_pend(loop, c);
+    conn_update(loop, c);
+    return 0;
+}
+
+int pl_conn_feed(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len, int eof)
+{
+    int rc;
+    struct conn *c = find(loop, id, &rc);
+    if (!c)
+        return rc;
+    if (c->served == loop->tick && c->in.data) {
+        /* Events of this batch may point into `in`: leave its memory to them. */
+        struct buf fresh = {0};
+        if ((rc = buf_append(&fresh, c->in.data + c->in.start, buf_len(&c->in))) < 0)
+            return rc;
+        if ((rc = batch_keep(&loop->batch, c->in.data)) < 0) {
+            buf_fini(&fresh);
+            return rc;
+        }
+        c->in = fresh;
+    }
+    if ((rc = buf_append(&c->in, data, len)) < 0)
+        return rc;
+    c->flags |= CONN_UNCUT | (eof ? CONN_EOF : 0);
+    conn_pend(loop, c);
+    return 0;
+}
+
+int pl_conn_drain(struct pl_loop *loop, uint64_t id)
+{
+    int rc;
+    struct conn *c = find(loop, id, &rc);
+    if (!c)
+        return rc;
+    c->flags |= CONN_DRAIN;
+    conn_pend(loop, c);
+    conn_update(loop, c);
+    return 0;
+}
+
+int64_t pl_conn_queued(struct pl_loop *loop, uint64_t id)
+{
+    int rc;
+    const struct conn *c = find(loop, id, &rc);
+    return c ? (int64_t)c->out.len : rc;
+}
+
+int pl_conn_fd(struct pl_loop *loop, uint64_t id)
+{
+    int rc;
+    const struct conn *c = find(loop, id, &rc);
+    return c ? c->fd : rc;
+}

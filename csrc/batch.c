@@ -1,0 +1,47 @@
+/* batch.c -- the events of one tick and the arena that owns their bytes. No I/O. */
+#include "batch.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+int batch_init(struct batch *b)
+{
+    *b = (struct batch){0};
+    b->events = malloc(PL_EVENTS_MAX * sizeof *b->events);
+    b->arena = malloc(ARENA_BYTES);
+    if (b->events && b->arena)
+        return 0;
+    batch_fini(b);
+    return -ENOMEM;
+}
+
+void batch_reset(struct batch *b)
+{
+    b->count = 0;
+    b->used = 0;
+    while (b->kept_count)
+        free(b->kept[--b->kept_count]);
+}
+
+void batch_fini(struct batch *b)
+{
+    batch_reset(b);
+    free(b->kept);
+    free(b->arena);
+    free(b->events);
+    *b = (struct batch){0};
+}
+
+int batch_keep(struct batch *b, void *memory)
+{
+    if (b->kept_count == b->kept_cap) {
+        uint32_t cap = b->kept_cap ? b->kept_cap * 2 : 16;
+        void **kept = realloc(b->kept, cap * sizeof *kept);
+        if (!kept)
+            return -ENOMEM;
+        b->kept = kept;
+        b->kept_cap = cap;
+    }
+    b->kept[b->kept_count++] = memory;
+    return 0;
+}

@@ -1,0 +1,123 @@
+/* conn.c -- one connection: state, interest, bytes in and out, limits, idle time.
+ *
+ * See conn.h for the states. Knows sock, buf and frame; not the loop. errno stays in sock.c. */
+#include "conn.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "sock.h"
+
+#define IOV_PER_SEND 64
+
+struct conn *conn_new(struct group *group, int fd, int64_t now)
+{
+    struct conn *c = calloc(1, sizeof *c);
+    if (!c)
+        return NULL;
+    c->group = group;
+    c->fd = fd;
+    c->active_ns = now;
+    return c;
+}
+
+void conn_free(struct conn *c, struct chunk_pool *pool)
+{
+    buf_fini(&c->in);
+    queue_fini(&c->out, pool);
+    free(c);
+}
+
+uint32_t conn_interest(const struct conn *c)
+{
+    uint32_t flags = c->flags;
+    if (flags & CONN_DEAD)
+        return 0;
+    uint32_t interest = flags & CONN_BLOCKED ? PL_WRITE : 0;
+    if (flags & CONN_PEER_EOF)
+        return interest;
+    if (flags & (CONN_CLOSING | CONN_LINGERING))
+        return interest | PL_READ; /* to discard: a peer that only writes would never read our end */
+    return conn_is_reading(c) && !(flags & CONN_DRAIN) ? interest | PL_READ : interest;
+}
+
+int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, size_t len, int framed)
+{
+    const struct pl_options *options = &c->group->options;
+    struct pl_wrap wrap;
+    struct span spans[3] = {{data, len}};
+    int n = 1;
+    if (framed && options->framing.kind != PL_RAW) {
+        int rc = pl_framing_wrap(&options->framing, data, len, &wrap);
+        if (rc < 0)
+            return rc;
+        spans[0] = (struct span){wrap.head, wrap.head_len};
+        spans[1] = (struct span){data, len};
+        spans[2] = (struct span){wrap.tail, wrap.tail_len};
+        n = 3;
+    }
+    /* Tested before queuing, so that one message of any size may go. */
+    if (options->write_limit && c->out.len > options->write_limit)
+        return PL_E_WRITE_LIMIT;
+    return queue_push(&c->out, pool, spans, n);
+}
+
+int conn_flush(struct conn *c, struct chunk_pool *pool, int64_t now)
+{
+    struct iovec iov[IOV_PER_SEND];
+    while (c->out.len) {
+        int n = queue_iov(&c->out, iov, IOV_PER_SEND);
+        size_t offered = 0;
+        for (int i = 0; i < n; i++)
+            offered += iov[i].iov_len;
+        int64_t sent = sock_send(c->fd, iov, n);
+        if (sent < 0 && sent != -EAGAIN)
+            return (int)sent;
+        if (sent > 0) {
+            queue_pop(&c->out, pool, (size_t)sent);
+            c->group->counters->bytes_out += (uint64_t)sent;
+            c->active_ns = now;
+        }
+        if (sent < (int64_t)offered) {
+            c->flags |= CONN_BLOCKED;
+            return 0;
+        }
+    }
+    c->flags &= ~(uint32_t)CONN_BLOCKED;
+    return 1;
+}
+
+int64_t conn_receive(struct conn *c, uint8_t *data, size_t len)
+{
+    int64_t n = sock_receive(c->fd, data, len);
+    if (n > 0)
+        c->group->counters->bytes_in += (uint64_t)n;
+    if (n == 0)
+        c->flags |= CONN_PEER_EOF;
+    return n;
+}
+
+static int64_t earlier(int64_t due, int64_t since, int64_t timeout)
+{
+    return timeout && since + timeout < due ? since + timeout : due;
+}
+
+int64_t conn_due(const struct conn *c)
+{
+    const struct pl_options *options = &c->group->options;
+    if (c->flags & CONN_LINGERING)
+        return c->since_ns + options->linger;
+    if (c->flags & CONN_CLOSING) {
+        int64_t start = c->active_ns > c->since_ns ? c->active_ns : c->since_ns;
+        return earlier(INT64_MAX, start, options->close_timeout);
+    }
+    if (c->flags & (CONN_DEAD | CONN_FAULTED))
+        return INT64_MAX;
+    int64_t due = earlier(INT64_MAX, c->active_ns, options->idle_timeout);
+    return c->since_ns ? earlier(due, c->since_ns, options->message_timeout) : due;
+}
+
+int conn_is_idle(const struct conn *c, int64_t now)
+{
+    return earlier(INT64_MAX, c->active_ns, c->group->options.idle_timeout) <= now;
+}

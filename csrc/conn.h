@@ -1,0 +1,93 @@
+/* conn.h -- one connection: its state, what it holds, what it wants.
+ *
+ *     open --close--> CLOSING --flushed--> LINGERING --peer's end, or linger--> DEAD --PL_EV_LOST--> freed
+ *       \----------------- abort, error: at once ----------------------------->/
+ *
+ * conn.c knows sockets and bytes, but neither loop nor batch: it answers what has become of the conn, and
+ * gather.c acts on that. */
+#ifndef PYLOOP_CONN_H
+#define PYLOOP_CONN_H
+
+#include "buf.h"
+#include "pyloop.h"
+
+enum conn_flag {
+    CONN_PAUSED = 1 << 0,    /* Python wants no messages now */
+    CONN_PEER_EOF = 1 << 1,  /* the kernel reported end of stream */
+    CONN_EOF = 1 << 2,       /* the stream to frame has ended (PL_TLS: said by pl_conn_feed) */
+    CONN_EOF_TOLD = 1 << 3,  /* PL_EV_EOF was delivered */
+    CONN_FAULTED = 1 << 4,   /* PL_EV_FAULT was delivered: Python closes it */
+    CONN_DRAIN = 1 << 5,     /* pl_conn_drain: one last receive, then as if at end of stream */
+    CONN_DRAINED = 1 << 16,  /* that receive was made */
+    CONN_UNCUT = 1 << 6,     /* bytes in `in` that were not offered to the framing yet */
+    CONN_BLOCKED = 1 << 7,   /* the kernel took less than all output */
+    CONN_ABOVE = 1 << 8,     /* over high water: PL_EV_RESUME is owed */
+    CONN_RESUME = 1 << 9,    /* PL_EV_RESUME is due */
+    CONN_SHUT = 1 << 10,     /* write side to be shut, or shut, after flushing */
+    CONN_WRITE_DONE = 1 << 17,/* write side shut by pl_conn_shutdown */
+    CONN_CLOSING = 1 << 11,  /* Python is done with it; output is being flushed */
+    CONN_LINGERING = 1 << 12,/* flushed and shut; input is discarded until the peer's end of stream */
+    CONN_DEAD = 1 << 13,     /* the fd is closed; PL_EV_LOST is due */
+    CONN_IN_FLUSH = 1 << 14, /* member of the loop's flush list */
+    CONN_IN_PENDING = 1 << 15/* member of the loop's pending list */
+};
+
+struct group { /* what the conns of a server share */
+    struct pl_options options;
+    struct pl_counters *counters; /* the caller's, or own */
+    struct pl_counters own;
+    uint32_t conns;     /* conns with an open fd */
+    uint32_t records;   /* conns that point here */
+    uint32_t number;
+    uint8_t closed;     /* given up by pl_group_free: freed with the last record */
+    uint8_t full;       /* at max_connections: its listeners are paused */
+    uint32_t refused_tick; /* the tick of its last PL_EV_REFUSED */
+};
+
+struct conn {
+    uint64_t id;
+    struct group *group;
+    int fd;
+    uint32_t flags;          /* enum conn_flag */
+    struct buf in;           /* received (PL_TLS: decrypted) and not yet delivered */
+    size_t scanned;          /* how far `in` was searched for a terminator */
+    struct queue out;
+    struct conn *next_flush;
+    struct conn *next_pending;
+    int64_t active_ns;       /* when a whole message came, or output left */
+    int64_t since_ns;        /* start of the unfinished message, of closing, or of lingering; 0 = none */
+    const uint8_t *cut_end;  /* end of the bytes from which messages of this batch were cut */
+    uint32_t served;         /* the tick in which it was gathered last */
+    uint32_t deadline;       /* position in the heap of deadlines + 1, 0 = not there */
+    int32_t reason;          /* CONN_DEAD: the value of PL_EV_LOST */
+};
+
+struct conn *conn_new(struct group *group, int fd, int64_t now); /* NULL: no memory. Borrows fd */
+void conn_free(struct conn *c, struct chunk_pool *pool);         /* frees what it holds; fd is not closed */
+
+/* PL_READ | PL_WRITE as its state wants them. */
+uint32_t conn_interest(const struct conn *c);
+
+/* May messages be cut and delivered now? */
+static inline int conn_is_reading(const struct conn *c)
+{
+    return !(c->flags & (CONN_PAUSED | CONN_EOF_TOLD | CONN_FAULTED | CONN_CLOSING | CONN_LINGERING |
+                         CONN_DEAD));
+}
+
+/* Queue one message: framed by the group's framing, or as it is. 0, PL_E_*, -ENOMEM: as pl_conn_send. */
+int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, size_t len, int framed);
+
+/* Offer queued output to the kernel. 1: all is out; 0: the kernel is full (CONN_BLOCKED); -errno. */
+int conn_flush(struct conn *c, struct chunk_pool *pool, int64_t now);
+
+/* One receive into data[0..len). The count; 0 at end of stream (CONN_PEER_EOF is set); -EAGAIN; -errno. */
+int64_t conn_receive(struct conn *c, uint8_t *data, size_t len);
+
+/* When it must be looked at, at the latest, in ns of CLOCK_MONOTONIC; INT64_MAX: never. */
+int64_t conn_due(const struct conn *c);
+
+/* Is it idle_timeout that has passed? (Else, when it is due, message_timeout.) */
+int conn_is_idle(const struct conn *c, int64_t now);
+
+#endif

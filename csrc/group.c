@@ -1,0 +1,203 @@
+/* group.c -- groups (what the conns of a server share) and their listeners, and when accepting rests.
+ *
+ * Two reasons to rest, which do not know each other: a group is at max_connections (`full`, until one
+ * of its conns closes), or the process is short of fds or memory (`accept_at`, all listeners). */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "loop.h"
+#include "sock.h"
+
+struct group *group_get(const struct pl_loop *loop, int64_t number)
+{
+    if (number < 0 || number >= loop->groups_cap)
+        return NULL;
+    struct group *g = loop->groups[number];
+    return g && !g->closed ? g : NULL;
+}
+
+static int group_place(struct pl_loop *loop, struct group *g)
+{
+    for (uint32_t i = loop->groups_used; i < loop->groups_cap; i++)
+        if (!loop->groups[i]) {
+            loop->groups[i] = g;
+            loop->groups_used = i + 1;
+            return (int)i;
+        }
+    uint32_t cap = loop->groups_cap ? loop->groups_cap * 2 : 8;
+    struct group **groups = realloc(loop->groups, cap * sizeof(*groups));
+    if (!groups)
+        return -ENOMEM;
+    for (uint32_t i = loop->groups_cap; i < cap; i++)
+        groups[i] = NULL;
+    int number = (int)loop->groups_cap;
+    groups[number] = g;
+    loop->groups = groups;
+    loop->groups_cap = cap;
+    loop->groups_used = (uint32_t)number + 1;
+    return number;
+}
+
+int pl_group_new(struct pl_loop *loop, const struct pl_options *options,
+                 struct pl_counters *counters)
+{
+    int rc = loop_guard(loop);
+    if (rc < 0 || (rc = pl_framing_check(&options->framing)) < 0)
+        return rc;
+    struct group *g = calloc(1, sizeof *g);
+    if (!g)
+        return -ENOMEM;
+    g->options = *options;
+    g->counters = counters ? counters : &g->own;
+    g->counters->version = PL_COUNTERS_VERSION;
+    g->counters->size = sizeof *counters;
+    rc = group_place(loop, g);
+    if (rc < 0)
+        free(g);
+    else
+        g->number = (uint32_t)rc;
+    return rc;
+}
+
+static void free_if_unused(struct pl_loop *loop, struct group *g)
+{
+    if (!g->closed || g->records)
+        return;
+    loop->groups[g->number] = NULL;
+    if (g->number < loop->groups_used)
+        loop->groups_used = g->number;
+    free(g);
+}
+
+int pl_group_free(struct pl_loop *loop, int group)
+{
+    int rc = loop_guard(loop);
+    struct group *g = group_get(loop, group);
+    if (rc == PL_E_THREAD || !g)
+        return rc == PL_E_THREAD ? rc : -EINVAL;
+    for (uint32_t i = 0; i < loop->listeners_cap; i++)
+        if (loop->listeners[i].fd >= 0 && loop->listeners[i].group == g->number)
+            listener_drop(loop, i);
+    g->counters = &g->own; /* the caller's memory may go now */
+    g->closed = 1;
+    free_if_unused(loop, g);
+    return 0;
+}
+
+/* ---- listeners ---- */
+
+static uint32_t listener_interest(const struct pl_loop *loop, const struct listener *l)
+{
+    return loop->accept_at || loop->groups[l->group]->full ? 0 : PL_READ;
+}
+
+static int listener_update(struct pl_loop *loop, uint32_t number)
+{
+    const struct listener *l = &loop->listeners[number];
+    return watch_set(loop, l->fd, OWNER_LISTENER, number, listener_interest(loop, l));
+}
+
+static int listener_place(struct pl_loop *loop)
+{
+    for (uint32_t i = 0; i < loop->listeners_cap; i++)
+        if (loop->listeners[i].fd < 0)
+            return (int)i;
+    uint32_t cap = loop->listeners_cap + 8;
+    struct listener *listeners = realloc(loop->listeners, cap * sizeof *listeners);
+    if (!listeners)
+        return -ENOMEM;
+    for (uint32_t i = loop->listeners_cap; i < cap; i++)
+        listeners[i].fd = -1;
+    int number = (int)loop->listeners_cap;
+    loop->listeners = listeners;
+    loop->listeners_cap = cap;
+    return number;
+}
+
+int pl_listener_open(struct pl_loop *loop, int group, int fd)
+{
+    int rc = loop_guard(loop);
+    if (rc < 0)
+        return rc;
+    if (!group_get(loop, group))
+        return -EINVAL;
+    if (fd >= 0 && fd < loop->fds_cap && loop->fds[fd].owner != OWNER_NONE)
+        return -EEXIST;
+    if ((rc = sock_set_nonblocking(fd, 1)) < 0 || (rc = listener_place(loop)) < 0)
+        return rc;
+    uint32_t number = (uint32_t)rc;
+    loop->listeners[number] = (struct listener){fd, (uint32_t)group};
+    rc = listener_update(loop, number);
+    if (rc < 0)
+        loop->listeners[number].fd = -1;
+    return rc;
+}
+
+void listener_drop(struct pl_loop *loop, uint32_t number)
+{
+    watch_forget(loop, loop->listeners[number].fd);
+    loop->listeners[number].fd = -1;
+}
+
+int pl_listener_close(struct pl_loop *loop, int fd)
+{
+    int rc = loop_guard(loop);
+    if (rc == PL_E_THREAD)
+        return rc;
+    for (uint32_t i = 0; i < loop->listeners_cap; i++)
+        if (fd >= 0 && loop->listeners[i].fd == fd) {
+            listener_drop(loop, i);
+            return 0;
+        }
+    return -ENOENT;
+}
+
+/* ---- resting ---- */
+
+/* A listener whose interest cannot be set now (epoll_ctl: ENOMEM) makes accepting rest again. */
+static void update_listeners(struct pl_loop *loop)
+{
+    int failed = 0;
+    for (uint32_t i = 0; i < loop->listeners_cap; i++)
+        if (loop->listeners[i].fd >= 0 && listener_update(loop, i) < 0)
+            failed = 1;
+    if (failed)
+        loop->accept_at = loop->now + ACCEPT_PAUSE_NS;
+}
+
+void group_pause(struct pl_loop *loop, struct group *g, bool full)
+{
+    if (g->full == full)
+        return;
+    g->full = full;
+    update_listeners(loop);
+}
+
+void accepting_pause(struct pl_loop *loop, struct group *g)
+{
+    g->counters->accept_pauses++;
+    loop->accept_at = loop->now + ACCEPT_PAUSE_NS;
+    update_listeners(loop);
+}
+
+void accepting_resume(struct pl_loop *loop)
+{
+    loop->accept_at = 0;
+    update_listeners(loop);
+}
+
+void group_release(struct pl_loop *loop, struct group *g)
+{
+    g->conns--;
+    g->counters->open--;
+    if (!g->closed && g->full && g->conns < g->options.max_connections)
+        group_pause(loop, g, false);
+    if (loop->accept_at)
+        loop->accept_at = loop->now; /* an fd came back: no need to rest longer */
+}
+
+void group_forget(struct pl_loop *loop, struct group *g)
+{
+    g->records--;
+    free_if_unused(loop, g);
+}

@@ -1,0 +1,221 @@
+/* loop.c -- the tick: flush, wait, gather, return. And the making, ending and guarding of a loop.
+ *
+ * Two guards stand at every door. `mark` is a page that the kernel wipes in a forked child (MADV_WIPEONFORK), so
+ * a child cannot touch the parent's epoll by mistake; `runner` is the thread inside run, because cffi drops
+ * the GIL on every call. */
+#include "loop.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "sock.h"
+
+static uintptr_t this_thread(void) { return (uintptr_t)pthread_self(); }
+
+int loop_guard(const struct pl_loop *loop)
+{
+    if (!loop)
+        return -ESTALE;
+    if (loop_is_foreign(loop))
+        return PL_E_FORKED;
+    uintptr_t runner = atomic_load_explicit(&loop->runner, memory_order_relaxed);
+    return runner && runner != this_thread() ? PL_E_THREAD : 0;
+}
+
+/* ---- the tick ---- */
+
+static int64_t wait_limit(const struct pl_loop *loop, int64_t timeout_ns)
+{
+    if (loop->pending.head)
+        return 0;
+    int64_t due = deadline_first(&loop->deadlines);
+    if (loop->accept_at && loop->accept_at < due)
+        due = loop->accept_at;
+    if (due == INT64_MAX)
+        return timeout_ns;
+    int64_t left = due > loop->now ? due - loop->now : 0;
+    return timeout_ns < 0 || left < timeout_ns ? left : timeout_ns;
+}
+
+static int wait_ready(struct pl_loop *loop, int64_t timeout_ns)
+{
+    int64_t before = sock_now();
+    loop->now = before;
+    int n = loop->poller.ops->wait(&loop->poller, wait_limit(loop, timeout_ns));
+    loop->now = sock_now();
+    loop->counters.busy_ns += (uint64_t)(before - loop->busy_since);
+    loop->counters.wait_ns += (uint64_t)(loop->now - before);
+    loop->busy_since = loop->now;
+    loop->ready_at = 0;
+    loop->ready_count = n < 0 ? 0 : n;
+    return n == -EINTR ? 0 : n; /* the caller's signal handlers run when it has returned */
+}
+
+static void gather(struct pl_loop *loop)
+{
+    expire(loop);
+    /* In turn, so that neither starves the other when a batch is full. */
+    if (loop->tick & 1)
+        gather_pending(loop);
+    gather_ready(loop);
+    if (!(loop->tick & 1))
+        gather_pending(loop);
+}
+
+int pl_loop_tick(struct pl_loop *loop, int64_t timeout_ns)
+{
+    int rc = loop_guard(loop);
+    if (rc < 0)
+        return rc;
+    loop->tick++;
+    batch_reset(&loop->batch);
+    bury(loop);
+    flush_all(loop);
+    if (loop->ready_at == loop->ready_count && (rc = wait_ready(loop, timeout_ns)) < 0)
+        return rc;
+    gather(loop);
+    loop->counters.ticks++;
+    loop->counters.events += loop->batch.count;
+    return (int)loop->batch.count;
+}
+
+int pl_loop_flush(struct pl_loop *loop)
+{
+    int rc = loop_guard(loop);
+    if (rc == 0)
+        flush_all(loop);
+    return rc;
+}
+
+/* ---- making and ending ---- */
+
+/* A word that reads 1 here and 0 in every child. */
+static const uint32_t *map_mark(void)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    uint32_t *mark = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mark == MAP_FAILED)
+        return NULL;
+#ifdef MADV_WIPEONFORK
+    madvise(mark, page, MADV_WIPEONFORK); /* older kernels: pl_loop_pid tells Python */
+#endif
+    *mark = 1;
+    return mark;
+}
+
+static int watch_wakes(struct pl_loop *loop)
+{
+    int rc = watch_set(loop, loop->wake.read_fd, OWNER_WAKE, 0, PL_READ);
+    return rc < 0 ? rc : watch_set(loop, loop->wake.signal_read, OWNER_SIGNAL, 0, PL_READ);
+}
+
+static int loop_init(struct pl_loop *loop, const struct poller_ops *ops)
+{
+    int rc = wake_init(&loop->wake);
+    if (rc < 0)
+        return rc;
+    if ((rc = poller_init(&loop->poller, ops)) < 0)
+        goto fini_wake;
+    if ((rc = batch_init(&loop->batch)) < 0)
+        goto fini_poller;
+    rc = -ENOMEM;
+    if (!(loop->mark = map_mark()))
+        goto fini_batch;
+    if ((rc = watch_wakes(loop)) < 0)
+        goto unmap_mark;
+    return 0;
+
+unmap_mark:
+    munmap((void *)(uintptr_t)loop->mark, (size_t)sysconf(_SC_PAGESIZE));
+    free(loop->fds);
+fini_batch:
+    batch_fini(&loop->batch);
+fini_poller:
+    poller_fini(&loop->poller);
+fini_wake:
+    wake_fini(&loop->wake);
+    return rc;
+}
+
+struct pl_loop *pl_loop_new(int backend, int *error)
+{
+    *error = backend < PL_AUTO || backend > PL_EPOLL ? -EINVAL : -ENOSYS;
+    const struct poller_ops *ops = poller_find(backend);
+    if (!ops)
+        return NULL;
+    *error = -ENOMEM;
+    struct pl_loop *loop = calloc(1, sizeof *loop);
+    if (!loop)
+        return NULL;
+    loop->automatic = backend == PL_AUTO;
+    loop->pid = (int)getpid();
+    loop->now = loop->busy_since = sock_now();
+    loop->counters.version = PL_COUNTERS_VERSION;
+    loop->counters.size = sizeof loop->counters;
+    *error = loop_init(loop, ops);
+    if (*error == 0)
+        return loop;
+    free(loop);
+    return NULL;
+}
+
+static void free_conns(struct pl_loop *loop)
+{
+    for (uint32_t i = 0; i < loop->table.cap; i++) {
+        struct conn *c = loop->table.slots[i].conn;
+        if (!c)
+            continue;
+        if (c->fd >= 0)
+            sock_close(c->fd);
+        conn_free(c, &loop->pool);
+    }
+}
+
+int pl_loop_free(struct pl_loop *loop)
+{
+    if (!loop_is_foreign(loop) && atomic_load(&loop->runner))
+        return -EBUSY;
+    free_conns(loop);
+    for (uint32_t i = 0; i < loop->groups_cap; i++)
+        free(loop->groups[i]);
+    free(loop->groups);
+    free(loop->listeners);
+    free(loop->fds);
+    table_fini(&loop->table);
+    deadlines_fini(&loop->deadlines);
+    pool_fini(&loop->pool);
+    batch_fini(&loop->batch);
+    poller_fini(&loop->poller);
+    wake_fini(&loop->wake);
+    munmap((void *)(uintptr_t)loop->mark, (size_t)sysconf(_SC_PAGESIZE));
+    free(loop);
+    return 0;
+}
+
+int pl_loop_enter(struct pl_loop *loop)
+{
+    uintptr_t nobody = 0;
+    if (loop_is_foreign(loop))
+        return PL_E_FORKED;
+    return atomic_compare_exchange_strong(&loop->runner, &nobody, this_thread()) ? 0 : -EBUSY;
+}
+
+int pl_loop_leave(struct pl_loop *loop)
+{
+    int rc = loop_guard(loop);
+    if (rc != PL_E_THREAD)
+        atomic_store(&loop->runner, 0);
+    return rc;
+}
+
+/* ---- small answers ---- */
+
+int pl_loop_wake(struct pl_loop *loop) { return wake_send(&loop->wake); }
+struct pl_event *pl_loop_events(struct pl_loop *loop) { return loop->batch.events; }
+int pl_loop_signal_fd(const struct pl_loop *loop) { return loop->wake.signal_write; }
+int pl_loop_backend(const struct pl_loop *loop) { return loop->poller.ops->backend; }
+int pl_loop_pid(const struct pl_loop *loop) { return loop->pid; }
+const struct pl_counters *pl_loop_counters(const struct pl_loop *loop) { return &loop->counters; }

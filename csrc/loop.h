@@ -1,0 +1,117 @@
+/* loop.h -- what the files of the loop share: loop.c (the tick), gather.c (readiness -> events),
+ * accept.c, lifecycle.c (how a conn comes and goes), api.c (calls by id), group.c (groups and listeners), watch.c (who wants
+ * what of which fd). Nothing below them sees it. */
+#ifndef PYLOOP_LOOP_H
+#define PYLOOP_LOOP_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "batch.h"
+#include "conn.h"
+#include "deadline.h"
+#include "listener.h"
+#include "poller.h"
+#include "pyloop.h"
+#include "table.h"
+#include "wake.h"
+
+#define READ_BUDGET_BYTES (64u * 1024u) /* received from one conn in one tick, at most */
+#define CONN_BUDGET_EVENTS 1024u        /* messages of one conn in one tick, at most */
+#define ACCEPT_BUDGET 64                /* conns accepted by one listener in one tick, at most */
+#define ACCEPT_PAUSE_NS 100000000       /* accepting rests this long when fds or memory are short */
+#define AUTO_MAX_WATCHED 64u            /* more than this, and auto leaves select */
+
+enum owner {
+    OWNER_NONE,
+    OWNER_WATCHER,
+    OWNER_LISTENER,
+    OWNER_CONN,
+    OWNER_WAKE,
+    OWNER_SIGNAL
+};
+
+struct fd_entry { /* indexed by fd */
+    uint32_t index; /* OWNER_CONN: slot in the table; OWNER_LISTENER: number of the listener */
+    uint8_t owner;
+    uint8_t interest;
+};
+
+struct conn_list {
+    struct conn *head, *tail;
+};
+
+struct pl_loop {
+    /* who may call */
+    atomic_uintptr_t runner; /* pthread_self of the thread that runs it, 0 = nobody */
+    const uint32_t *mark;    /* a word that the kernel wipes in a forked child */
+    int pid;
+
+    /* what is watched */
+    struct poller poller;
+    bool automatic;
+    uint32_t watched;
+    struct fd_entry *fds;
+    int fds_cap;
+    int ready_at, ready_count; /* the part of poller.ready that waits for the next tick */
+    struct wake wake;
+
+    /* who is there */
+    struct table table;
+    struct group **groups;
+    struct listener *listeners;
+    uint32_t groups_cap, listeners_cap;
+    uint32_t groups_used; /* no group below this is free */
+    struct chunk_pool pool;
+
+    /* what is to be done */
+    struct conn *flush;       /* conns with fresh output, in any order */
+    struct conn_list pending; /* conns that have something to say without being ready */
+    struct conn *buried;      /* told PL_EV_LOST: freed with the next tick */
+    struct deadlines deadlines;
+    int64_t accept_at;        /* when accepting goes on; 0: it is not resting */
+    uint32_t tick;
+    int64_t now, busy_since;
+
+    struct batch batch;
+    struct pl_counters counters;
+};
+
+/* loop.c: 0, PL_E_FORKED or PL_E_THREAD. */
+int loop_guard(const struct pl_loop *loop);
+static inline bool loop_is_foreign(const struct pl_loop *loop) { return !*loop->mark; }
+
+/* watch.c: set who owns `fd` and what it wants; moves `auto` to another poller when it must. 0 or -errno, as
+ * pl_watch. Interest 0 with OWNER_NONE forgets the fd and never fails. */
+int watch_set(struct pl_loop *loop, int fd, enum owner owner, uint32_t index, uint32_t interest);
+void watch_forget(struct pl_loop *loop, int fd);
+
+/* group.c */
+struct group *group_get(const struct pl_loop *loop, int64_t number); /* NULL: none */
+void group_release(struct pl_loop *loop, struct group *g);           /* one open fd fewer */
+void group_forget(struct pl_loop *loop, struct group *g);            /* one record fewer; may free it */
+void group_pause(struct pl_loop *loop, struct group *g, bool full);  /* its listeners, at max_connections */
+void accepting_pause(struct pl_loop *loop, struct group *g);         /* all listeners, for ACCEPT_PAUSE_NS */
+void accepting_resume(struct pl_loop *loop);
+void listener_drop(struct pl_loop *loop, uint32_t number);
+
+/* lifecycle.c */
+int conn_adopt(struct pl_loop *loop, struct group *g, int fd, uint64_t *id); /* 0 or -errno; then fd is untouched */
+void conn_kill(struct pl_loop *loop, struct conn *c, int reason); /* close the fd now; PL_EV_LOST follows */
+void conn_finish(struct pl_loop *loop, struct conn *c);           /* start closing */
+void conn_push_out(struct pl_loop *loop, struct conn *c);         /* flush, and what follows from it */
+void conn_update(struct pl_loop *loop, struct conn *c);           /* interest, after its state changed */
+void conn_pend(struct pl_loop *loop, struct conn *c);             /* look at it in the next gather */
+void conn_mark_flush(struct pl_loop *loop, struct conn *c);       /* offer its output in the next flush */
+void flush_all(struct pl_loop *loop);
+void bury(struct pl_loop *loop); /* free the conns whose PL_EV_LOST has been told */
+
+/* accept.c */
+void accept_some(struct pl_loop *loop, uint32_t listener);
+
+/* gather.c */
+void gather_ready(struct pl_loop *loop);
+void gather_pending(struct pl_loop *loop);
+void expire(struct pl_loop *loop);
+
+#endif

@@ -1,0 +1,31 @@
+/* sock.h -- every socket system call, and O_NONBLOCK by fcntl. Each returns >= 0 or -errno, read on the line
+ * after the call; EINTR of a call that does not block is retried here. close is never repeated: on Linux the
+ * fd is gone whatever close says. */
+#ifndef PYLOOP_SOCK_H
+#define PYLOOP_SOCK_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+int sock_set_nonblocking(int fd, int on); /* F_GETFL, then F_SETFL when it differs */
+int sock_is_nonblocking(int fd);          /* 1 or 0 */
+
+/* accept4(SOCK_NONBLOCK | SOCK_CLOEXEC), or accept and fcntl. The fd, >= 3 always; *addr and *addr_len as accept gave
+ * them. -EAGAIN when nobody waits; ECONNABORTED is retried. */
+int sock_accept(int fd, struct sockaddr_storage *addr, socklen_t *addr_len);
+
+int64_t sock_receive(int fd, uint8_t *data, size_t len);            /* 0: end of stream */
+int64_t sock_send(int fd, const struct iovec *iov, int n);          /* one sendmsg, MSG_NOSIGNAL */
+int sock_shutdown_write(int fd);
+int sock_set_nodelay(int fd); /* -EOPNOTSUPP and its kin for what is no TCP socket: 0 */
+void sock_reset_on_close(int fd); /* SO_LINGER 0: close sends a reset */
+void sock_close(int fd);
+
+/* `fd` if it is >= 3, else a copy that is (F_DUPFD_CLOEXEC), with the original closed; -errno then leaves it open. */
+int sock_above_stdio(int fd);
+
+int64_t sock_now(void); /* CLOCK_MONOTONIC, ns */
+
+#endif

@@ -1,0 +1,38 @@
+"""pyloop: Python network servers at the speed of plain C.
+
+`import pyloop; pyloop.run(server)`: see README.md, and docs/tour.md for how it works inside.
+"""
+
+from pyloop.blocking import BlockingConnection
+from pyloop.client import connect, dial
+from pyloop.connection import Connection, Protocol
+from pyloop.errors import ConnectionClosed, FramingError, PyloopError, WriteLimitError
+from pyloop.framing import Delimited, FixedSize, LengthPrefixed, Lines, Netstring, Raw
+from pyloop.loop import Loop, new_event_loop
+from pyloop.run import run
+from pyloop.server import Server
+from pyloop.stats import LoopStats, ServerStats
+
+__all__ = [
+    "BlockingConnection",
+    "Connection",
+    "ConnectionClosed",
+    "Delimited",
+    "FixedSize",
+    "FramingError",
+    "LengthPrefixed",
+    "Lines",
+    "Loop",
+    "LoopStats",
+    "Netstring",
+    "Protocol",
+    "PyloopError",
+    "Raw",
+    "Server",
+    "ServerStats",
+    "WriteLimitError",
+    "connect",
+    "dial",
+    "new_event_loop",
+    "run",
+]

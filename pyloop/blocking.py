@@ -1,0 +1,146 @@
+"""A connection without a loop: a blocking socket, and the same framing in C."""
+
+from __future__ import annotations
+
+import socket
+import ssl as ssl_module
+from typing import Any
+
+from pyloop.address import Address
+from pyloop.connection import as_bytes
+from pyloop.core import check, failure, ffi, lib
+from pyloop.errors import ConnectionClosed
+from pyloop.framing import Framing
+
+__all__ = ["BlockingConnection"]
+
+_RECEIVE_BYTES = 64 * 1024
+
+
+class BlockingConnection:
+    """A peer to talk to from a script or a thread: `send` and `receive` block.
+
+    For one thread at a time. A context manager: leaving it closes the connection.
+    """
+
+    __slots__ = ("_ended", "_framing", "_out", "_reader", "_sock", "peername", "sockname", "state")
+
+    def __init__(self, sock: socket.socket, framing: Framing) -> None:
+        self._sock: socket.socket | None = sock
+        self._framing = framing
+        self._ended = False
+        self._reader = ffi.gc(lib.pl_reader_new(), lib.pl_reader_free)
+        self._out = ffi.new("const uint8_t **"), ffi.new("size_t *")
+        self.peername: Address = sock.getpeername()
+        self.sockname: Address = sock.getsockname()
+        self.state: Any = None
+
+    def __repr__(self) -> str:
+        return f"<BlockingConnection {self.peername} {'open' if self._sock else 'closed'}>"
+
+    @property
+    def server(self) -> None:
+        """None: no server accepted it."""
+        return None
+
+    @property
+    def buffered(self) -> int:
+        """0: `send` returns when the kernel has everything."""
+        return 0
+
+    # ---- sending ----
+
+    def send(self, message: Any) -> None:
+        """Send one message, framed; returns when the kernel has it.
+
+        Raises:
+            TypeError: `message` is not bytes-like.
+            ValueError: it does not fit the framing; nothing is sent.
+            ConnectionClosed: this side has closed the connection.
+            OSError: the connection failed; TimeoutError after the time-out given to dial.
+        """
+        payload = message if type(message) is bytes else as_bytes(message)
+        head, tail = self._framing.wrap(payload)
+        self._open_socket("send").sendall(head + payload + tail)
+
+    def write(self, data: Any) -> None:
+        """Send bytes as they are. Raises as `send`."""
+        self._open_socket("write").sendall(data if type(data) is bytes else as_bytes(data))
+
+    def _open_socket(self, what: str) -> socket.socket:
+        if self._sock is None:
+            raise ConnectionClosed(f"{what}: the connection to {self.peername} is closed")
+        return self._sock
+
+    # ---- receiving ----
+
+    def receive(self) -> bytes | None:
+        """Return the next message; None at the peer's end of stream.
+
+        Raises:
+            ConnectionClosed: this side has closed the connection.
+            FramingError: the peer's bytes broke the framing; the connection is closed.
+            OSError: the connection failed; TimeoutError after the time-out given to dial.
+        """
+        sock = self._open_socket("receive")
+        while not self._ended:
+            message = self._cut(lib.pl_reader_next)
+            if message is not None:
+                return message
+            self._fill(sock)
+        return self._cut(lib.pl_reader_finish)
+
+    def _cut(self, cut: Any) -> bytes | None:
+        data, length = self._out
+        code = cut(self._reader, self._framing.spec, data, length)
+        if code > 0:
+            return bytes(ffi.buffer(data[0], length[0]))
+        if code < 0:
+            self.close()
+            raise failure(code)
+        return None
+
+    def _fill(self, sock: socket.socket) -> None:
+        room = lib.pl_reader_reserve(self._reader, _RECEIVE_BYTES)
+        if room == ffi.NULL:
+            raise MemoryError(f"no memory for {_RECEIVE_BYTES} bytes to receive into")
+        count = sock.recv_into(ffi.buffer(room, _RECEIVE_BYTES))
+        check(lib.pl_reader_commit(self._reader, count))
+        self._ended = count == 0
+
+    def __iter__(self) -> BlockingConnection:
+        return self
+
+    def __next__(self) -> bytes:
+        message = self.receive()
+        if message is None:
+            raise StopIteration
+        return message
+
+    # ---- ending ----
+
+    def close_writing(self) -> None:
+        """Half-close: the peer sees end of stream, receiving goes on."""
+        sock = self._open_socket("close_writing")
+        if isinstance(sock, ssl_module.SSLSocket):
+            raise ConnectionClosed("close_writing: TLS has no half-close")
+        sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close; what was sent still reaches a peer that reads it."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.close()
+
+    def abort(self) -> None:
+        """Close with a reset: what the kernel still holds is lost."""
+        if self._sock is not None:
+            linger = (1).to_bytes(4, "little") + bytes(4)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.close()
+
+    def __enter__(self) -> BlockingConnection:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()

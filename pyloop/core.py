@@ -1,0 +1,47 @@
+"""The one door to the C core: nothing else imports ffi and lib.
+
+Every number that the core returns passes through `check`, which turns -errno into
+the OSError that Python has for it and the core's own PL_E_* into ours.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from pyloop import errors
+from pyloop._core import ffi, lib
+
+__all__ = ["check", "failure", "ffi", "lib"]
+
+_REASONS: dict[int, tuple[type[Exception], str]] = {
+    lib.PL_E_TOO_LONG: (errors.FramingError, "message over max_size"),
+    lib.PL_E_MALFORMED: (errors.FramingError, "malformed message length"),
+    lib.PL_E_INCOMPLETE: (errors.FramingError, "incomplete message"),
+    lib.PL_E_TERMINATOR: (ValueError, "payload contains the terminator"),
+    lib.PL_E_RANGE: (ValueError, "payload does not fit the length prefix"),
+    lib.PL_E_SIZE: (ValueError, "payload has the wrong length"),
+    lib.PL_E_IDLE: (TimeoutError, "idle_timeout passed"),
+    lib.PL_E_MESSAGE_TIME: (TimeoutError, "message_timeout passed"),
+    lib.PL_E_WRITE_LIMIT: (errors.WriteLimitError, "more than write_limit bytes queued"),
+    lib.PL_E_THREAD: (
+        RuntimeError,
+        "called from another thread than the loop's: use loop.call_soon_threadsafe()",
+    ),
+    lib.PL_E_FORKED: (RuntimeError, "the loop belongs to another process"),
+}
+
+
+def failure(code: int) -> Exception:
+    """Return the exception for a negative number out of the core."""
+    reason = _REASONS.get(code)
+    if reason:
+        return reason[0](reason[1])
+    return OSError(-code, os.strerror(-code))
+
+
+def check(code: int) -> int:
+    """Return `code` when it is >= 0, else raise what it stands for."""
+    if code < 0:
+        raise failure(code)
+    return code

@@ -1,0 +1,179 @@
+"""Walk a batch: hand each event of a tick to what it is for.
+
+The walk is a generator-free loop over one iterator, kept on the object: when SystemExit or
+KeyboardInterrupt leaves a handler, the events behind it are delivered by the next walk.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pyloop.connection import CLOSED, Connection, Owner, log
+from pyloop.core import check, failure, ffi, lib
+
+__all__ = ["Dispatch"]
+
+# struct pl_event: id, kind, slot, data, end, value, head. The hot loop needs four of them.
+_HOT = struct.Struct("@8xIIPP8x")
+assert _HOT.size == ffi.sizeof("struct pl_event")
+
+# Events carry addresses; this view of all memory turns two of them into bytes with one slice.
+_MEMORY = ffi.buffer(ffi.cast("char *", 0), sys.maxsize)
+
+_MESSAGE = lib.PL_EV_MESSAGE
+_BATCH_BYTES = lib.PL_EVENTS_MAX * _HOT.size
+
+
+class Dispatch:
+    """The walk over the batches of one loop, and the connections it finds by slot."""
+
+    def __init__(self, ptr: Any, ready: Callable[[int, int], None]) -> None:
+        self.ptr = ptr
+        self.connections: list[Connection | None] = []
+        self.owners: dict[int, Owner] = {}
+        self.on_signal: Callable[[int], None] = lambda number: None
+        self.on_bad_fd: Callable[[int], None] = lambda fd: None
+        self._ready = ready
+        self._raw = lib.pl_loop_events(ptr)
+        self._view = memoryview(ffi.buffer(self._raw, _BATCH_BYTES))
+        self._count = 0
+        self._events: Iterator[tuple[Any, ...]] = iter(())
+        self._others: list[Callable[[int, int, int], None]] = [self._nothing] * 16
+        for kind, method in (
+            (lib.PL_EV_READ, self._readable),
+            (lib.PL_EV_WRITE, self._writable),
+            (lib.PL_EV_BOTH, self._both),
+            (lib.PL_EV_OPEN, self._open),
+            (lib.PL_EV_EOF, self._eof),
+            (lib.PL_EV_FAULT, self._fault),
+            (lib.PL_EV_RESUME, self._resume),
+            (lib.PL_EV_CIPHER, self._cipher),
+            (lib.PL_EV_LOST, self._lost),
+            (lib.PL_EV_REFUSED, self._refused),
+            (lib.PL_EV_BADFD, self._bad_fd),
+            (lib.PL_EV_SIGNAL, self._signal),
+        ):
+            self._others[kind] = method
+
+    def begin(self, count: int) -> None:
+        """Take over a fresh batch of `count` events."""
+        self._count = count
+        self._events = _HOT.iter_unpack(self._view[: count * _HOT.size])
+
+    @property
+    def unfinished(self) -> bool:
+        """Are there events that the last walk did not reach?"""
+        return self._events.__length_hint__() > 0  # type: ignore[attr-defined,no-any-return]
+
+    def _index(self) -> int:
+        """The number of the event that the walk is at."""
+        return self._count - self._events.__length_hint__() - 1  # type: ignore[attr-defined,no-any-return]
+
+    def walk(self) -> None:
+        """Deliver what is left of the batch."""
+        connections, memory, others = self.connections, _MEMORY, self._others
+        for kind, slot, start, end in self._events:
+            if kind == _MESSAGE:
+                conn: Any = connections[slot]
+                if conn._gate:
+                    self._gated(conn)
+                    continue
+                try:
+                    conn._call(conn._target, memory[start:end])
+                except Exception as exc:
+                    conn._fail(exc)
+            else:
+                others[kind](slot, start, end)
+
+    def add(self, ident: int, conn: Connection) -> None:
+        """Enter a connection under the slot of its id."""
+        slot = ident & 0xFFFFFFFF
+        if slot >= len(self.connections):
+            self.connections += [None] * (slot + 1 - len(self.connections))
+        self.connections[slot] = conn
+
+    def close(self) -> None:
+        """Cut the connections off from a core that is about to be freed."""
+        self._events = iter(())
+        self._view.release()
+        for conn in self.connections:
+            if conn is not None:
+                conn._lost(0)
+        self.connections.clear()
+
+    # ---- what the kinds mean: each takes (slot, start, end) ----
+
+    def _gated(self, conn: Connection) -> bool:
+        """Hold or drop the event at hand: true when its connection takes none now."""
+        if conn._gate and not conn._gate & CLOSED:
+            code = lib.pl_conn_hold(self.ptr, self._index())
+            if code < 0:
+                conn._fail(failure(code))
+        return bool(conn._gate)
+
+    def _nothing(self, slot: int, start: int, end: int) -> None:
+        pass
+
+    def _readable(self, fd: int, start: int, end: int) -> None:
+        self._ready(fd, lib.PL_READ)
+
+    def _writable(self, fd: int, start: int, end: int) -> None:
+        self._ready(fd, lib.PL_WRITE)
+
+    def _both(self, fd: int, start: int, end: int) -> None:
+        self._ready(fd, lib.PL_READ | lib.PL_WRITE)
+
+    def _open(self, slot: int, start: int, end: int) -> None:
+        event = self._raw[self._index()]
+        owner = self.owners.get(event.value)
+        if owner is None:
+            lib.pl_conn_abort(self.ptr, event.id, 0)
+            return
+        ident = event.id
+        self.add(ident, owner.accepted(ident, _MEMORY[start:end]))
+
+    def _eof(self, slot: int, start: int, end: int) -> None:
+        conn = self.connections[slot]
+        if conn is not None and not self._gated(conn):
+            conn._received_eof()
+
+    def _fault(self, slot: int, start: int, end: int) -> None:
+        conn = self.connections[slot]
+        if conn is not None:
+            conn._faulted(self._raw[self._index()].value)
+
+    def _resume(self, slot: int, start: int, end: int) -> None:
+        conn = self.connections[slot]
+        if conn is not None:
+            conn._resume_writing()
+
+    def _cipher(self, slot: int, start: int, end: int) -> None:
+        conn: Any = self.connections[slot]
+        if conn is not None:
+            conn._cipher_received(_MEMORY[start:end])
+
+    def _lost(self, slot: int, start: int, end: int) -> None:
+        conn = self.connections[slot]
+        self.connections[slot] = None
+        if conn is not None:
+            conn._lost(self._raw[self._index()].value)
+
+    def _refused(self, group: int, start: int, end: int) -> None:
+        owner: Any = self.owners.get(group)
+        if owner is not None:
+            owner.refused(self._raw[self._index()].value)
+
+    def _bad_fd(self, fd: int, start: int, end: int) -> None:
+        log.error("fd %d was closed while it was watched; its watcher is dropped", fd)
+        self.on_bad_fd(fd)
+
+    def _signal(self, slot: int, start: int, end: int) -> None:
+        self.on_signal(self._raw[self._index()].value)
+
+
+def open_group(ptr: Any, options: Any, counters: Any) -> int:
+    """Make a group in the core and return its number."""
+    return check(lib.pl_group_new(ptr, options, counters))

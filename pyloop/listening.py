@@ -1,0 +1,150 @@
+"""Make the sockets that a server listens on: TCP, Unix paths, abstract names, or one handed in."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Sequence
+from typing import Any
+
+from pyloop.address import show_address
+
+__all__ = ["Listening"]
+
+
+def _failed(exc: OSError, what: str) -> OSError:
+    return OSError(exc.errno, f"cannot listen on {what}: {exc.strerror or exc}")
+
+
+def _listen_tcp(info: Any, port: int, backlog: int) -> socket.socket:
+    family, kind, proto, _, address = info
+    address = (address[0], port, *address[2:])
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen(backlog)
+    except OSError as exc:
+        sock.close()
+        raise _failed(exc, show_address(address)) from None
+    return sock
+
+
+def _drop_stale(path: str) -> None:
+    """Remove a socket file that nobody listens on; leave everything else alone."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        probe.setblocking(False)  # a full backlog is somebody listening, too
+        probe.connect(path)
+    except ConnectionRefusedError:
+        os.unlink(path)
+    except OSError:
+        pass
+    finally:
+        probe.close()
+
+
+class Listening:
+    """The listening sockets of one server, and how to give them up again.
+
+    Attributes:
+        sockets: socket objects; the core only borrows their fds.
+    """
+
+    def __init__(self) -> None:
+        self.sockets: tuple[socket.socket, ...] = ()
+        self._made: tuple[str, int, int, int] | None = None
+
+    @property
+    def port(self) -> int | None:
+        """The TCP port of the first socket, or None."""
+        for sock in self.sockets:
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                return int(sock.getsockname()[1])
+        return None
+
+    def open_tcp(self, infos: Sequence[Any], port: int, backlog: int) -> None:
+        """Listen on each address of getaddrinfo's answer; port 0 is chosen once, for all.
+
+        Raises:
+            OSError: with the address and port that failed; nothing stays open.
+        """
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            for info in dict.fromkeys(infos):
+                sock = _listen_tcp(info, port, backlog)
+                self.sockets += (sock,)
+                port = sock.getsockname()[1]
+            undo.pop_all()
+
+    def open_unix(self, path: str, backlog: int) -> None:
+        """Listen on a path, or on an abstract name that starts with "\\0" or "@".
+
+        A socket file on which nobody listens is replaced.
+
+        Source: unix(7).
+        """
+        abstract = path[:1] in ("\0", "@")
+        if not abstract:
+            _drop_stale(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.bind("\0" + path[1:] if abstract else path)
+            sock.listen(backlog)
+        except OSError as exc:
+            sock.close()
+            raise _failed(exc, path.replace("\0", "@", 1)) from None
+        if not abstract:
+            status = os.stat(path)
+            self._made = path, status.st_dev, status.st_ino, os.getpid()
+        self.sockets = (sock,)
+
+    def open_socket(self, sock: socket.socket, backlog: int) -> None:
+        """Listen on a bound stream socket of the caller's; closing it is ours from here on."""
+        try:
+            sock.listen(backlog)
+        except OSError as exc:
+            raise _failed(exc, repr(sock)) from None
+        self.sockets = (sock,)
+
+    def close(self) -> None:
+        """Close the sockets, and unlink the socket file if this process made it."""
+        if self._made is not None:
+            path, device, inode, pid = self._made
+            self._made = None
+            with contextlib.suppress(OSError):
+                status = os.stat(path)
+                if (status.st_dev, status.st_ino, os.getpid()) == (device, inode, pid):
+                    os.unlink(path)
+        for sock in self.sockets:
+            sock.close()
+        self.sockets = ()
+
+
+def check_socket(sock: Any) -> socket.socket:
+    """Return `sock` if a server can listen on it.
+
+    Raises:
+        TypeError, ValueError: it is not a bound stream socket.
+    """
+    if not isinstance(sock, socket.socket):
+        raise TypeError(f"sock: expected a socket.socket, got {type(sock).__name__}")
+    if sock.type != socket.SOCK_STREAM:
+        raise ValueError(f"sock: expected a stream socket, got {sock!r}")
+    try:
+        bound = sock.getsockname()
+    except OSError as exc:
+        raise ValueError(f"sock: expected an open, bound socket, got {sock!r}: {exc}") from None
+    if sock.family in (socket.AF_INET, socket.AF_INET6) and bound[1] == 0:
+        raise ValueError(f"sock: expected a bound socket, got {sock!r}: {errno.EINVAL}")
+    return sock

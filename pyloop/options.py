@@ -1,0 +1,97 @@
+"""Check the settings that servers and clients share, and hand them to the core as struct pl_options."""
+
+from __future__ import annotations
+
+import ssl as ssl_module
+from typing import Any
+
+from pyloop.core import check, ffi, lib
+from pyloop.framing import Framing
+
+__all__ = ["HIGH_WATER", "LOW_WATER", "Group", "check_framing", "check_seconds", "check_size"]
+
+HIGH_WATER, LOW_WATER = 64 * 1024, 16 * 1024
+CLOSE_TIMEOUT = 30.0
+"""Seconds that a closing connection waits for a peer that takes nothing, without idle_timeout."""
+
+_LONGEST_NS = 1 << 62
+
+
+def check_framing(framing: Any) -> Framing:
+    """Return `framing` if it is one."""
+    if isinstance(framing, Framing):
+        return framing
+    hint = f" (write {framing.__name__}())" if isinstance(framing, type) else ""
+    raise TypeError(f"framing: expected a pyloop framing such as Lines(), got {framing!r}{hint}")
+
+
+def check_seconds(name: str, value: Any, *, none: bool = True) -> float:
+    """Return seconds, 0.0 for None. Raises TypeError or ValueError that names the argument."""
+    allowed = "a positive number of seconds or None" if none else "seconds, not negative"
+    if value is None and none:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected {allowed}, got {value!r}")
+    if not value >= 0 or (none and value == 0) or value == float("inf"):
+        raise ValueError(f"{name}: expected {allowed}, got {value!r}")
+    return float(value)
+
+
+def check_size(name: str, value: Any, least: int = 1, most: int = 1 << 40) -> int:
+    """Return a whole number in range. Raises TypeError or ValueError that names the argument."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{name}: expected {least} to {most}, got {value}")
+    return value
+
+
+def check_ssl(name: str, context: Any) -> ssl_module.SSLContext | None:
+    """Return an SSLContext or None."""
+    if context is None or isinstance(context, ssl_module.SSLContext):
+        return context
+    raise TypeError(f"{name}: expected an ssl.SSLContext or None, got {context!r}")
+
+
+def _nanoseconds(seconds: float) -> int:
+    return min(int(seconds * 1e9), _LONGEST_NS)
+
+
+class Group:
+    """A group in the core: the options that connections share, and their counters."""
+
+    def __init__(
+        self,
+        framing: Framing,
+        *,
+        idle_timeout: float,
+        message_timeout: float,
+        linger: float,
+        write_limit: int,
+        max_connections: int = 0,
+        tls: bool = False,
+    ) -> None:
+        self.counters = ffi.new("struct pl_counters *")
+        self._options = options = ffi.new("struct pl_options *")
+        options.framing = framing.spec[0]
+        options.idle_timeout = _nanoseconds(idle_timeout)
+        options.message_timeout = _nanoseconds(message_timeout)
+        options.close_timeout = _nanoseconds(idle_timeout or CLOSE_TIMEOUT)
+        options.linger = _nanoseconds(linger)
+        options.write_limit = write_limit
+        options.high_water, options.low_water = HIGH_WATER, LOW_WATER
+        options.max_connections = max_connections
+        options.flags = lib.PL_NODELAY | (lib.PL_TLS if tls else 0)
+        self._ptr: Any = None
+        self.number = -1
+
+    def open(self, ptr: Any) -> None:
+        """Enter the group into a loop's core."""
+        self.number = check(lib.pl_group_new(ptr, self._options, self.counters))
+        self._ptr = ptr
+
+    def close(self) -> None:
+        """Give it up: listeners close, connections live on."""
+        if self._ptr is not None:
+            lib.pl_group_free(self._ptr, self.number)
+            self._ptr = None

@@ -1,0 +1,133 @@
+"""run(): one call that serves, or runs a coroutine, on a pyloop.Loop, with signals seen to."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import signal
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, overload
+
+from pyloop.loop import new_event_loop
+from pyloop.server import Server
+
+__all__ = ["run"]
+
+T = TypeVar("T")
+
+
+@overload
+def run(
+    main: Coroutine[Any, Any, T], /, *, backend: str = ..., debug: bool | None = ...
+) -> T: ...
+@overload
+def run(*servers: Server, backend: str = ..., debug: bool | None = ...) -> None: ...
+def run(*servers: Any, backend: str = "auto", debug: bool | None = None) -> Any:
+    """Serve until SIGINT or SIGTERM, or run one coroutine to its end.
+
+    Servers: the first signal stops them in good order (see Server.stop), a second one aborts.
+    A coroutine: SIGINT is as in asyncio.run; SIGTERM cancels it, and run raises SystemExit(143).
+
+    Args:
+        servers: one or more Servers, or one coroutine.
+        backend: "auto", "select", "poll" or "epoll"; see Loop.
+        debug: asyncio's debug mode; None leaves it to the environment.
+
+    Returns:
+        None for servers, the coroutine's result otherwise.
+
+    Raises:
+        OSError: a server cannot listen.
+        TypeError, ValueError: naming what was passed and what is expected.
+    """
+    if len(servers) == 1 and inspect.iscoroutine(servers[0]):
+        return _run(_main(servers[0]), backend, debug)
+    if not servers:
+        raise TypeError("run() expected Servers or one coroutine, got nothing")
+    for server in servers:
+        if not isinstance(server, Server):
+            for coroutine in filter(inspect.iscoroutine, servers):
+                coroutine.close()
+            raise TypeError(f"run() expected Servers or one coroutine, got {server!r}")
+    if len(set(servers)) != len(servers):
+        raise ValueError("run() got the same Server twice")
+    return _run(_serve(servers), backend, debug)
+
+
+def _run(main: Coroutine[Any, Any, T], backend: str, debug: bool | None) -> T:
+    try:
+        with asyncio.Runner(debug=debug, loop_factory=lambda: new_event_loop(backend)) as runner:
+            return runner.run(main)
+    finally:
+        main.close()
+
+
+class _Signals:
+    """Handlers for signals while a block runs, in the main thread; elsewhere none."""
+
+    def __init__(self, callback: Callable[[], None], *numbers: int) -> None:
+        self._callback = callback
+        self._numbers = numbers
+        self._set: list[int] = []
+        self._loop = asyncio.get_running_loop()
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in self._numbers:
+                self._loop.add_signal_handler(number, self._callback)
+                self._set.append(number)
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number in self._set:
+            self._loop.remove_signal_handler(number)
+
+
+async def _main(coroutine: Coroutine[Any, Any, T]) -> T:
+    task = asyncio.current_task()
+    assert task is not None
+    terminated = False
+
+    def terminate() -> None:
+        nonlocal terminated
+        terminated = True
+        task.cancel()
+
+    with _Signals(terminate, signal.SIGTERM):
+        try:
+            return await coroutine
+        except asyncio.CancelledError:
+            if terminated:
+                raise SystemExit(128 + signal.SIGTERM) from None
+            raise
+
+
+async def _serve(servers: tuple[Server, ...]) -> None:
+    stop = asyncio.Event()
+
+    def signalled() -> None:
+        if stop.is_set():
+            for server in servers:
+                server.abort()
+        stop.set()
+
+    with _Signals(signalled, signal.SIGINT, signal.SIGTERM):
+        try:
+            for server in servers:
+                await server.start()
+            await _until_stopped(stop, servers)
+        finally:
+            await asyncio.gather(*(server.stop() for server in servers))
+
+
+async def _until_stopped(stop: asyncio.Event, servers: tuple[Server, ...]) -> None:
+    """Wait for a signal, or until every server was stopped from within."""
+    signalled = asyncio.ensure_future(stop.wait())
+    ended = asyncio.ensure_future(
+        asyncio.gather(*(server._stopped.wait() for server in servers if server._stopped))
+    )
+    try:
+        await asyncio.wait((signalled, ended), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        signalled.cancel()
+        ended.cancel()

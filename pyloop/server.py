@@ -1,0 +1,443 @@
+"""Server: listen, accept, and give each connection to a handler.
+
+The handler's kind is decided once, in `Server()`; per connection only `_begin` looks at it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import socket
+import ssl as ssl_module
+import time
+from collections.abc import Callable, Collection, Iterator, Set
+from typing import Any
+
+from pyloop.connection import Connection, Owner, Protocol, as_bytes, log
+from pyloop.core import check, lib
+from pyloop.dispatch import Dispatch
+from pyloop.framing import Framing, Raw
+from pyloop.handlers import HandlerKind, classify, conversation
+from pyloop.listening import Listening, check_socket
+from pyloop.loop import Loop
+from pyloop.options import Group, check_framing, check_seconds, check_size, check_ssl
+from pyloop.stats import ServerStats, server_stats
+from pyloop.tls import TLSConnection
+
+__all__ = ["Server"]
+
+_REFUSED_LOG_SECONDS = 1.0
+
+
+class _Connections(Set[Connection]):
+    """A live, read-only view of a server's connections."""
+
+    __slots__ = ("_members",)
+
+    def __init__(self, members: set[Connection]) -> None:
+        self._members = members
+
+    def __contains__(self, conn: object) -> bool:
+        return conn in self._members
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @classmethod
+    def _from_iterable(cls, it: Any) -> Any:
+        return set(it)
+
+
+def _check_hosts(host: Any) -> list[str]:
+    hosts = [host] if isinstance(host, str) else host
+    if not isinstance(hosts, (list, tuple)) or not all(isinstance(h, str) for h in hosts):
+        raise TypeError(f"host: expected a str or a list of them, got {host!r}")
+    if not hosts:
+        raise ValueError("host: expected at least one, got none")
+    return list(hosts)
+
+
+def running_loop(what: str) -> Loop:
+    """Return the running pyloop.Loop, or say how to get one."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        loop = None  # type: ignore[assignment]
+    if isinstance(loop, Loop):
+        return loop
+    got = "no loop is running" if loop is None else f"this is {type(loop).__name__}"
+    raise RuntimeError(f"{what} needs a running pyloop.Loop ({got}): use pyloop.run()")
+
+
+class Server:
+    """A server: `pyloop.run(server)` serves until SIGINT or SIGTERM.
+
+    Args:
+        handler: a Protocol subclass (or a callable that makes protocols), `def (conn, message)`,
+            `async def (conn, message)`, or `async def (conn)`.
+        host: address or name to listen on, or several.
+        port: TCP port; 0 chooses a free one, see `port`.
+        path: a Unix socket instead; "\\0name" or "@name" is abstract.
+        sock: a bound stream socket instead; the server closes it.
+        framing: how messages are cut.
+        ssl: an ssl.SSLContext for TLS.
+        backlog: connections that the kernel may hold for accept.
+        max_connections: accepting pauses at this many, None for no limit.
+        idle_timeout: seconds without a whole message or output taken, None for none.
+        handshake_timeout: seconds for the TLS handshake.
+        message_timeout: seconds from a message's first byte to its last, None for none.
+        drain_timeout: seconds that `stop` waits for handlers.
+        linger: seconds that a closed connection waits for the peer's end of stream.
+        write_limit: bytes queued for a peer beyond which a further send aborts it.
+        read_limit: bytes of messages that a coroutine handler may leave waiting.
+        on_start, on_stop: called with the server when it starts and has stopped; may be async.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was passed and what is expected.
+    """
+
+    def __init__(
+        self,
+        handler: Any,
+        host: str | list[str] | tuple[str, ...] = "127.0.0.1",
+        port: int = 0,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        sock: socket.socket | None = None,
+        framing: Framing | None = None,
+        ssl: ssl_module.SSLContext | None = None,
+        backlog: int = 1024,
+        max_connections: int | None = None,
+        idle_timeout: float | None = None,
+        handshake_timeout: float = 60.0,
+        message_timeout: float | None = None,
+        drain_timeout: float = 10.0,
+        linger: float = 1.0,
+        write_limit: int = 16 * 1024 * 1024,
+        read_limit: int = 64 * 1024,
+        on_start: Callable[[Server], Any] | None = None,
+        on_stop: Callable[[Server], Any] | None = None,
+    ) -> None:
+        self._kind = classify(handler)
+        self._handler = handler
+        if self._kind is HandlerKind.ASYNC_MESSAGE:
+            self._handler = conversation(handler)
+        self._hosts = _check_hosts(host)
+        self._port = check_size("port", port, 0, 65535)
+        if path is not None and sock is not None:
+            raise ValueError("path and sock: expected one of them, got both")
+        self._path = None if path is None else os.fsdecode(path)
+        if self._path == "":
+            raise ValueError("path: expected a path or an abstract name, got ''")
+        self._sock = None if sock is None else check_socket(sock)
+        self._framing = Raw() if framing is None else check_framing(framing)
+        self._ssl = check_ssl("ssl", ssl)
+        self._backlog = check_size("backlog", backlog, 1, 65535)
+        self._handshake_timeout = check_seconds("handshake_timeout", handshake_timeout)
+        self._drain_timeout = check_seconds("drain_timeout", drain_timeout, none=False)
+        self._read_limit = check_size("read_limit", read_limit)
+        self._write_limit = check_size("write_limit", write_limit)
+        self._group = Group(
+            self._framing,
+            idle_timeout=check_seconds("idle_timeout", idle_timeout),
+            message_timeout=check_seconds("message_timeout", message_timeout),
+            linger=check_seconds("linger", linger, none=False),
+            write_limit=self._write_limit,
+            max_connections=0
+            if max_connections is None
+            else check_size("max_connections", max_connections, 1, 1 << 31),
+            tls=ssl is not None,
+        )
+        for name, hook in (("on_start", on_start), ("on_stop", on_stop)):
+            if hook is not None and not callable(hook):
+                raise TypeError(f"{name}: expected a callable or None, got {hook!r}")
+        self._on_start, self._on_stop = on_start, on_stop
+        self._listening = Listening()
+        self._service: _Service | None = None
+        self._stopped: asyncio.Event | None = None
+
+    # ---- what it is ----
+
+    @property
+    def port(self) -> int | None:
+        """The TCP port it listens on; None before start and on a Unix socket."""
+        return self._listening.port
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """The listening sockets; empty before start and after stop."""
+        return self._listening.sockets
+
+    @property
+    def connections(self) -> Set[Connection]:
+        """The open connections: a live, read-only set."""
+        return _Connections(self._service.connections if self._service else set())
+
+    @property
+    def worker_id(self) -> int:
+        """The number of this process among the server's workers: 0 without workers."""
+        return 0
+
+    def stats(self) -> ServerStats:
+        """Return what the server has done since it was made."""
+        return server_stats(self._group.counters)
+
+    def __repr__(self) -> str:
+        where = self._path or f"{self._hosts[0]}:{self.port or self._port}"
+        return f"<pyloop.Server {where} {'serving' if self._service else 'stopped'}>"
+
+    # ---- serving ----
+
+    async def start(self) -> None:
+        """Listen, run on_start, and begin to accept.
+
+        Raises:
+            OSError: the address cannot be listened on; the message names it.
+            RuntimeError: no pyloop.Loop is running, or the server was started already.
+        """
+        loop = running_loop("Server.start()")
+        if self._service is not None:
+            raise RuntimeError("Server.start(): the server has been started already")
+        await self._listen(loop)
+        self._stopped = asyncio.Event()
+        self._service = service = _Service(self, loop)
+        try:
+            await _call_hook(self._on_start, self)
+            service.accept(self._listening.sockets)
+        except BaseException:
+            self._service = None
+            service.end()
+            self._listening.close()
+            raise
+
+    async def _listen(self, loop: Loop) -> None:
+        if self._sock is not None:
+            self._listening.open_socket(self._sock, self._backlog)
+        elif self._path is not None:
+            self._listening.open_unix(self._path, self._backlog)
+        else:
+            infos: list[Any] = []
+            for host in self._hosts:
+                infos += await loop.getaddrinfo(
+                    host or None, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+                )
+            self._listening.open_tcp(infos, self._port, self._backlog)
+
+    async def stop(self) -> None:
+        """Stop in good order; returns when every connection is closed and on_stop has run.
+
+        No new connections; what has arrived is delivered, then end of stream; handlers have
+        drain_timeout seconds, then they are cancelled and their connections aborted.
+        """
+        service = self._service
+        if service is None:
+            return
+        assert self._stopped is not None
+        if service.stopping:
+            await self._stopped.wait()
+            return
+        service.stopping = True
+        self._stop_accepting()
+        try:
+            await service.drain(self._drain_timeout)
+            await _call_hook(self._on_stop, self)
+        finally:
+            service.end()
+            self._service = None
+            self._stopped.set()
+
+    def _stop_accepting(self) -> None:
+        assert self._service is not None
+        self._service.refuse_more(self._listening.sockets)
+        self._listening.close()
+
+    def abort(self) -> None:
+        """Abort every connection and cancel every handler, now; `stop` then has nothing to wait for."""
+        if self._service is not None:
+            self._service.abort()
+
+    async def serve_forever(self) -> None:
+        """Serve until stopped or cancelled; starts the server if need be."""
+        if self._service is None:
+            await self.start()
+        assert self._stopped is not None
+        try:
+            await self._stopped.wait()
+        finally:
+            await self.stop()
+
+    async def __aenter__(self) -> Server:
+        if self._service is None:
+            await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.stop()
+
+    def broadcast(
+        self, message: Any, exclude: Connection | Collection[Connection] | None = None
+    ) -> None:
+        """Send one message to every connection, framed once.
+
+        Args:
+            message: bytes-like.
+            exclude: a Connection, or a collection of them, that does not get it.
+
+        Raises:
+            TypeError, ValueError: as Connection.send; nobody gets it.
+        """
+        payload = as_bytes(message)
+        head, tail = self._framing.wrap(payload)
+        data = head + payload + tail
+        left_out = {exclude} if isinstance(exclude, Connection) else set(exclude or ())
+        for conn in tuple(self.connections):
+            if conn not in left_out:
+                conn.write(data)
+
+
+async def _call_hook(hook: Callable[[Server], Any] | None, server: Server) -> None:
+    result = hook(server) if hook is not None else None
+    if inspect.isawaitable(result):
+        await result
+
+
+class _Service(Owner):
+    """A started server: its part in the core, its connections and its handlers' tasks."""
+
+    __slots__ = (
+        "_begin",
+        "_dispatch",
+        "_group",
+        "_idle",
+        "_made",
+        "_ptr",
+        "_refused_at",
+        "connections",
+        "stopping",
+        "tasks",
+    )
+
+    def __init__(self, server: Server, loop: Loop) -> None:
+        super().__init__(loop, server._framing, server._read_limit, server._write_limit)
+        self.server = server
+        self.stopping = False
+        self.connections: set[Connection] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._idle: asyncio.Future[None] | None = None
+        self._refused_at = -_REFUSED_LOG_SECONDS
+        self._dispatch: Dispatch = loop._core.dispatch
+        self._ptr = loop._open_core()
+        self._group = server._group
+        self._group.open(self._ptr)
+        self._dispatch.owners[self._group.number] = self
+        self._begin = self._begin_of(server)
+
+    def _begin_of(self, server: Server) -> Callable[[Connection], None]:
+        """Return what starts the handler on a new connection."""
+        handler = server._handler
+        if server._kind is HandlerKind.MESSAGE:
+            return lambda conn: conn._attach(handler, conn)
+        if server._kind is HandlerKind.PROTOCOL:
+            return lambda conn: conn._start_protocol(_make_protocol(handler))
+        return lambda conn: self._track(conn._start_conversation(handler))
+
+    def _track(self, task: asyncio.Task[None]) -> None:
+        self.tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        self._check_idle()
+
+    def accept(self, sockets: tuple[socket.socket, ...]) -> None:
+        """Begin to accept on listening sockets, whose fds the core borrows."""
+        for sock in sockets:
+            check(lib.pl_listener_open(self._ptr, self._group.number, sock.fileno()))
+
+    def refuse_more(self, sockets: tuple[socket.socket, ...]) -> None:
+        """Stop accepting."""
+        for sock in sockets:
+            lib.pl_listener_close(self._ptr, sock.fileno())
+
+    def accepted(self, ident: int, peer: bytes) -> Connection:
+        server = self.server
+        conn: Connection
+        if server._ssl is None:
+            conn = Connection(self._ptr, ident, self, peer)
+            self.connections.add(conn)
+            conn._guard(self._begin, conn)
+        else:
+            conn = TLSConnection(self._ptr, ident, self, peer)
+            self.connections.add(conn)
+            conn._guard(
+                conn._start_tls, server._ssl, self._begin, server._handshake_timeout, True, None
+            )
+        if self.stopping:
+            conn._drain_input()
+        return conn
+
+    def forget(self, conn: Connection) -> None:
+        self.connections.discard(conn)
+        self._check_idle()
+
+    def refused(self, code: int) -> None:
+        """Log, at most once a second, that a connection was closed at once, and why."""
+        now = time.monotonic()
+        if now - self._refused_at < _REFUSED_LOG_SECONDS:
+            return
+        self._refused_at = now
+        if -code == 34:  # ERANGE
+            limit = lib.pl_fdset_size()
+            log.error(
+                "connection refused: its fd is not below FD_SETSIZE (%d), the limit of "
+                'backend="select"; use backend="auto"',
+                limit,
+            )
+        else:
+            log.error("connection refused: %s", os.strerror(-code))
+
+    # ---- stopping ----
+
+    def _check_idle(self) -> None:
+        idle = self._idle
+        if idle is not None and not self.connections and not self.tasks and not idle.done():
+            idle.set_result(None)
+
+    async def _wait_idle(self, timeout: float | None) -> bool:
+        self._idle = self.loop.create_future()
+        self._check_idle()
+        done, _ = await asyncio.wait([self._idle], timeout=timeout)
+        return bool(done)
+
+    async def drain(self, timeout: float) -> None:
+        """Let handlers finish for `timeout` seconds, then abort what is left."""
+        for conn in tuple(self.connections):
+            conn._drain_input()
+        if not await self._wait_idle(timeout):
+            self.abort()
+            await self._wait_idle(1.0)
+
+    def abort(self) -> None:
+        """Abort every connection and cancel every task."""
+        for conn in tuple(self.connections):
+            conn.abort()
+        for task in tuple(self.tasks):
+            task.cancel()
+
+    def end(self) -> None:
+        """Leave the core."""
+        self._dispatch.owners.pop(self._group.number, None)
+        self._group.close()
+
+
+def _make_protocol(factory: Callable[[], Any]) -> Protocol:
+    protocol = factory()
+    if not isinstance(protocol, Protocol):
+        raise TypeError(f"{factory!r} made {protocol!r}; expected a pyloop.Protocol")
+    return protocol
+
+

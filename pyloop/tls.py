@@ -1,0 +1,210 @@
+"""TLS on native connections: the stdlib's ssl over memory BIOs.
+
+    kernel -> core (ciphertext, PL_EV_CIPHER) -> SSLObject -> pl_conn_feed -> framing in C -> handler
+    handler -> framing's head and tail -> SSLObject -> pl_conn_write -> core -> kernel
+
+So framing, limits, events and back-pressure are those of every other connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from pyloop.connection import CLOSED, Connection, Owner, as_bytes, log
+from pyloop.core import failure, lib
+from pyloop.errors import WriteLimitError
+
+__all__ = ["TLSConnection"]
+
+_RECORDS_BYTES = 64 * 1024
+
+
+class TLSConnection(Connection):
+    """A Connection whose bytes are encrypted between the core and the handler."""
+
+    __slots__ = ("_backlog", "_begin", "_incoming", "_made", "_outgoing", "_ready", "_ssl", "_timer")
+
+    def __init__(self, ptr: Any, ident: int, owner: Owner, peer: Any) -> None:
+        super().__init__(ptr, ident, owner, peer)
+        self._ssl: Any = None
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._backlog = bytearray()  # plaintext sent before the handshake was done
+        self._ready = False
+        self._begin: Callable[[Connection], Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._made: asyncio.Future[None] | None = None
+
+    @property
+    def ssl_object(self) -> ssl.SSLObject:
+        """The ssl.SSLObject: peer certificate, cipher, version."""
+        return self._ssl  # type: ignore[no-any-return]
+
+    @property
+    def buffered(self) -> int:
+        return super().buffered + len(self._backlog)
+
+    # ---- handshake ----
+
+    def _start_tls(
+        self,
+        context: ssl.SSLContext,
+        begin: Callable[[Connection], Any],
+        timeout: float,
+        server_side: bool,
+        server_hostname: str | None,
+    ) -> None:
+        """Begin the handshake; `begin` gets the connection once it is done."""
+        self._begin = begin
+        self._ssl = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+        )
+        if timeout:
+            self._timer = self._owner.loop.call_later(timeout, self._handshake_late, timeout)
+        self._handshake()
+
+    def _handshake_late(self, timeout: float) -> None:
+        self._tls_failed(TimeoutError(f"TLS handshake took more than {timeout} seconds"))
+
+    def _handshake(self) -> None:
+        try:
+            self._ssl.do_handshake()
+        except ssl.SSLWantReadError:
+            self._flush_out()
+            return
+        except (ssl.SSLError, ssl.CertificateError) as exc:
+            self._flush_out()  # the alert that tells the peer why
+            self._tls_failed(exc)
+            return
+        self._end_handshake()
+        self._ready = True
+        if self._backlog:
+            self._encrypt(bytes(self._backlog))
+            self._backlog.clear()
+        self._flush_out()
+        begin, self._begin = self._begin, None
+        if self._made is not None and not self._made.done():
+            self._made.set_result(None)
+        if self._gate & CLOSED:
+            self._close_core()  # closed meanwhile, and now flushed
+        elif begin is not None:
+            self._guard(begin, self)
+
+    def _end_handshake(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tls_failed(self, exc: Exception) -> None:
+        """Close it: the alert goes out, nothing else does."""
+        log.info("TLS with %s failed: %s", self.peername, exc)
+        self._end_handshake()
+        if self._exc is None:
+            self._exc = exc
+        self._gate |= CLOSED
+        self._close_input(exc)
+        if isinstance(exc, TimeoutError):
+            lib.pl_conn_abort(self._ptr, self._id, lib.PL_E_IDLE)
+        else:
+            lib.pl_conn_close(self._ptr, self._id)
+
+    # ---- in ----
+
+    def _cipher_received(self, data: bytes) -> None:
+        """Take what the core received; empty means that the ciphertext ended."""
+        if self._gate & CLOSED and self._ready:
+            return
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+        if not self._ready:
+            self._handshake()
+        if self._ready and not self._gate & CLOSED:
+            self._decrypt(not data)
+
+    def _decrypt(self, ended: bool) -> None:
+        try:
+            while chunk := self._ssl.read(_RECORDS_BYTES):
+                self._feed(chunk)
+            ended = True  # close_notify
+        except ssl.SSLWantReadError:
+            pass
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            ended = True  # with or, as many peers do, without close_notify
+        except ssl.SSLError as exc:
+            self._flush_out()
+            self._tls_failed(exc)
+            return
+        self._flush_out()
+        if ended:
+            self._feed(b"", eof=True)
+
+    def _feed(self, plaintext: bytes, eof: bool = False) -> None:
+        code = lib.pl_conn_feed(self._ptr, self._id, plaintext, len(plaintext), eof)
+        if code < 0 and not self._gate & CLOSED:
+            self._fail(failure(code))
+
+    # ---- out ----
+
+    def send(self, message: Any) -> None:
+        payload = message if type(message) is bytes else as_bytes(message)
+        head, tail = self._owner.framing.wrap(payload)
+        self._send_plain(head + payload + tail)
+
+    def write(self, data: Any) -> None:
+        self._send_plain(data if type(data) is bytes else as_bytes(data))
+
+    def _send_plain(self, data: bytes) -> None:
+        if self._gate & CLOSED:
+            lib.pl_conn_write(self._ptr, self._id, b"", 0)  # refused, and counted as dropped
+        elif self._ready:
+            self._encrypt(data)
+            self._flush_out()
+        else:
+            self._backlog += data
+            if len(self._backlog) - len(data) > self._owner.write_limit:
+                self._sent(lib.PL_E_WRITE_LIMIT, len(data))
+                lib.pl_conn_abort(self._ptr, self._id, lib.PL_E_WRITE_LIMIT)
+
+    def _encrypt(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._ssl.write(view) :]
+
+    def _flush_out(self) -> None:
+        data = self._outgoing.read()
+        if data:
+            code = lib.pl_conn_write(self._ptr, self._id, data, len(data))
+            if code:
+                self._sent(code, len(data))
+
+    # ---- ending ----
+
+    def _close_core(self) -> None:
+        if not self._ready and self._backlog:
+            return  # the handshake, or its time-out, goes on to close it
+        if self._ready:
+            try:
+                self._ssl.unwrap()  # sends close_notify; the peer's is not waited for
+            except (ssl.SSLError, ValueError):
+                pass
+            self._flush_out()
+        super()._close_core()
+
+    def _drain_input(self) -> None:
+        if self._ready:
+            super()._drain_input()
+        else:
+            self.abort()
+
+    def _lost(self, reason: int) -> None:
+        self._end_handshake()
+        self._begin = None
+        super()._lost(reason)
+        if self._made is not None and not self._made.done():
+            self._made.set_exception(
+                self._exc or ConnectionResetError("connection lost during the TLS handshake")
+            )
