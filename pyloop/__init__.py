@@ -5,10 +5,11 @@
 
 from pyloop.blocking import BlockingConnection
 from pyloop.client import connect, dial
-from pyloop.connection import Connection, Protocol
+from pyloop.connection import Connection
 from pyloop.errors import ConnectionClosed, FramingError, PyloopError, WriteLimitError
 from pyloop.framing import Delimited, FixedSize, LengthPrefixed, Lines, Netstring, Raw
 from pyloop.loop import Loop, new_event_loop
+from pyloop.protocol import Protocol
 from pyloop.run import run
 from pyloop.server import Server
 from pyloop.stats import LoopStats, ServerStats

@@ -6,11 +6,10 @@ import socket
 import ssl as ssl_module
 from typing import Any
 
-from pyloop.address import Address
-from pyloop.connection import as_bytes
+from pyloop.address import Address, show_address
 from pyloop.core import check, failure, ffi, lib
 from pyloop.errors import ConnectionClosed
-from pyloop.framing import Framing
+from pyloop.framing import Framing, as_bytes
 
 __all__ = ["BlockingConnection"]
 
@@ -36,7 +35,8 @@ class BlockingConnection:
         self.state: Any = None
 
     def __repr__(self) -> str:
-        return f"<BlockingConnection {self.peername} {'open' if self._sock else 'closed'}>"
+        state = "open" if self._sock else "closed"
+        return f"<BlockingConnection {show_address(self.peername)} {state}>"
 
     @property
     def server(self) -> None:
@@ -69,7 +69,9 @@ class BlockingConnection:
 
     def _open_socket(self, what: str) -> socket.socket:
         if self._sock is None:
-            raise ConnectionClosed(f"{what}: the connection to {self.peername} is closed")
+            raise ConnectionClosed(
+                f"{what}: the connection to {show_address(self.peername)} is closed"
+            )
         return self._sock
 
     # ---- receiving ----

@@ -10,12 +10,13 @@ from typing import Any
 
 from pyloop.address import show_address
 from pyloop.blocking import BlockingConnection
-from pyloop.connection import Connection, Inbox, Owner, Protocol
+from pyloop.connection import Connection
 from pyloop.core import check, ffi, lib
 from pyloop.framing import Framing, Raw
-from pyloop.loop import Loop
+from pyloop.inbox import Inbox
+from pyloop.loop import Loop, running_loop
 from pyloop.options import Group, check_framing, check_seconds, check_size, check_ssl
-from pyloop.server import running_loop
+from pyloop.protocol import Owner, Protocol
 from pyloop.tls import TLSConnection
 
 __all__ = ["connect", "dial"]
@@ -226,7 +227,7 @@ def _dial_socket(
     name: str | None, host: str | None, port: int | None, timeout: float | None
 ) -> socket.socket:
     if name is None:
-        sock = socket.create_connection((host, port), timeout)  # type: ignore[arg-type]
+        sock = socket.create_connection((host, port), timeout)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -237,5 +238,3 @@ def _dial_socket(
         sock.close()
         raise
     return sock
-
-

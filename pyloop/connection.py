@@ -1,4 +1,4 @@
-"""One connection as handlers see it, and what its messages go to.
+"""One connection as handlers see it.
 
 A Connection names its conn in the core by id; every method is one call of the core, which refuses
 an id that is stale. Dispatch calls the methods with a leading underscore.
@@ -8,90 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pyloop.address import Address, decode_sockaddr, local_address
+from pyloop.address import Address, decode_sockaddr, local_address, show_address
 from pyloop.core import failure, ffi, lib
 from pyloop.errors import ConnectionClosed, WriteLimitError
-from pyloop.framing import refusal
+from pyloop.framing import as_bytes, refusal
+from pyloop.inbox import CLOSED, PAUSED, Inbox
+from pyloop.protocol import Owner, Protocol, log
 
-if TYPE_CHECKING:
-    from pyloop.framing import Framing
-
-__all__ = ["Connection", "Inbox", "Owner", "Protocol", "log"]
-
-log = logging.getLogger("pyloop")
-
-# Why messages are not delivered now: bits of Connection._gate.
-PAUSED, FULL, CLOSED = 1, 2, 4
+__all__ = ["Connection"]
 
 _send, _write = lib.pl_conn_send, lib.pl_conn_write
 _GONE = (-errno.ESTALE, -errno.EPIPE)
-
-
-class Protocol:
-    """Base of protocol classes: one instance serves one connection. Override any of these.
-
-    The order is connection_made, message_received in wire order, eof_received, connection_lost
-    exactly once.
-    """
-
-    def connection_made(self, conn: Connection) -> None:
-        """Keep `conn`; it is ready to send."""
-
-    def message_received(self, message: bytes) -> None:
-        """Handle one message."""
-
-    def eof_received(self) -> bool | None:
-        """Handle the peer's end of stream; true keeps the write side open, else it closes."""
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Let go; `exc` is None after end of stream, close or stop, else why it was lost."""
-
-    def pause_writing(self) -> None:
-        """Stop sending: more than 64 KiB are queued."""
-
-    def resume_writing(self) -> None:
-        """Go on sending: no more than 16 KiB are queued."""
-
-
-class Owner:
-    """What a Connection belongs to: a server, or the call that dialled it."""
-
-    __slots__ = ("framing", "loop", "read_limit", "server", "write_limit")
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, framing: Framing, read_limit: int, write_limit: int
-    ) -> None:
-        self.loop = loop
-        self.framing = framing
-        self.read_limit = read_limit
-        self.write_limit = write_limit
-        self.server: Any = None
-
-    def accepted(self, ident: int, peer: bytes) -> Connection:
-        """Make the Connection of a conn that the core accepted."""
-        raise RuntimeError("this owner does not listen")
-
-    def forget(self, conn: Connection) -> None:
-        """Drop `conn`, whose connection_lost has been called."""
-
-
-def as_bytes(data: Any) -> bytes:
-    """Return what is to be sent as bytes, taken as it is now.
-
-    Raises:
-        TypeError: `data` is not bytes-like.
-    """
-    if isinstance(data, str):
-        raise TypeError(f"expected bytes-like, got str: {data[:40]!r} (encode it first)")
-    try:
-        return bytes(memoryview(data))
-    except TypeError:
-        raise TypeError(f"expected bytes-like, got {type(data).__name__}") from None
 
 
 def _ignore(target: Any, message: bytes) -> None:
@@ -107,6 +38,7 @@ class Connection:
     __slots__ = (
         "__weakref__",
         "_call",
+        "_closers",
         "_exc",
         "_gate",
         "_id",
@@ -130,6 +62,7 @@ class Connection:
         self._target: Any = None
         self._exc: BaseException | None = None
         self._writers: deque[asyncio.Future[None]] | bool | None = None
+        self._closers: list[asyncio.Future[None]] | None = None
         self.state = None
 
     # ---- what it is ----
@@ -160,7 +93,9 @@ class Connection:
     @property
     def buffered(self) -> int:
         """Bytes queued to send."""
-        return max(0, lib.pl_conn_queued(self._ptr, self._id))
+        self._check_thread()
+        queued: int = lib.pl_conn_queued(self._ptr, self._id)
+        return max(0, queued)
 
     @property
     def is_closing(self) -> bool:
@@ -169,7 +104,12 @@ class Connection:
 
     def __repr__(self) -> str:
         state = "closing" if self.is_closing else "open"
-        return f"<{type(self).__name__} {self.peername} {state}>"
+        return f"<{type(self).__name__} {show_address(self.peername)} {state}>"
+
+    def _check_thread(self) -> None:
+        """Raise RuntimeError in another thread than the loop's, before anything has changed."""
+        if lib.pl_conn_fd(self._ptr, self._id) == lib.PL_E_THREAD:
+            raise failure(lib.PL_E_THREAD)
 
     # ---- sending ----
 
@@ -208,7 +148,7 @@ class Connection:
         elif code == lib.PL_E_WRITE_LIMIT:
             self._gate |= CLOSED
             self._exc = WriteLimitError(
-                f"peer {self.peername} does not read: more than write_limit="
+                f"peer {show_address(self.peername)} does not read: more than write_limit="
                 f"{self._owner.write_limit} bytes are queued"
             )
         elif code in (lib.PL_E_TOO_LONG, lib.PL_E_TERMINATOR, lib.PL_E_RANGE, lib.PL_E_SIZE):
@@ -250,19 +190,25 @@ class Connection:
         self._writers.append(future)
         await future
 
-    def _closed_error(self, what: str) -> Exception:
-        if isinstance(self._exc, Exception):
+    def _closed_error(self, what: str) -> ConnectionClosed:
+        if isinstance(self._exc, ConnectionClosed):
             return self._exc
-        return ConnectionClosed(f"{what}: the connection to {self.peername} is closed")
+        error = ConnectionClosed(
+            f"{what}: the connection to {show_address(self.peername)} is closed"
+        )
+        error.__cause__ = self._exc
+        return error
 
     # ---- receiving ----
 
     def pause_reading(self) -> None:
         """Stop delivering messages; what has arrived is kept, and the peer is slowed down."""
+        self._check_thread()
         self._pause(PAUSED)
 
     def resume_reading(self) -> None:
         """Deliver again, starting with what was kept."""
+        self._check_thread()
         self._resume(PAUSED)
 
     def _pause(self, why: int) -> None:
@@ -307,10 +253,23 @@ class Connection:
 
     # ---- ending ----
 
+    def close_writing(self) -> None:
+        """Half-close: after what is queued the peer sees end of stream; receiving goes on.
+
+        Raises:
+            ConnectionClosed: the connection is closing or lost.
+        """
+        self._check_thread()
+        if lib.pl_conn_shutdown(self._ptr, self._id) < 0:
+            raise self._closed_error("close_writing")
+
     def close(self) -> None:
         """Close after flushing; messages not yet delivered are dropped."""
+        self._check_thread()
         if not self._gate & CLOSED:
             self._gate |= CLOSED
+            if isinstance(self._target, Inbox):
+                self._target.drop(self._closed_error("receive"))
             self._close_input(None)
             self._close_core()
 
@@ -319,6 +278,7 @@ class Connection:
 
     def abort(self) -> None:
         """Close now: queued output is lost, the peer sees a reset."""
+        self._check_thread()
         self._gate |= CLOSED
         lib.pl_conn_abort(self._ptr, self._id, -errno.ECONNABORTED)
 
@@ -326,10 +286,11 @@ class Connection:
         """Wait until the socket is closed, all queued output handed over or lost."""
         if self._ptr == ffi.NULL:
             return
-        waiter = self._owner.loop.create_future()
-        waiters = _CLOSE_WAITERS.setdefault(self, [])
-        waiters.append(waiter)
-        await waiter
+        if self._closers is None:
+            self._closers = []
+        closer = self._owner.loop.create_future()
+        self._closers.append(closer)
+        await closer
 
     def _close_input(self, exc: BaseException | None) -> None:
         """End what waits for messages or for room to write."""
@@ -360,7 +321,8 @@ class Connection:
             self.abort()
             raise
         except Exception as exc:
-            if exc is not self._exc:
+            # A peer that went away, or a close of its own, ends a conversation without a log entry.
+            if exc is not self._exc and not (self.is_closing and isinstance(exc, ConnectionClosed)):
                 self._fail(exc)
         else:
             self.close()
@@ -377,7 +339,11 @@ class Connection:
             self._fail(exc)
 
     def _fail(self, exc: Exception) -> None:
-        log.error("handler of %s raised; connection aborted", self.peername, exc_info=exc)
+        log.error(
+            "handler of %s raised; connection aborted",
+            show_address(self.peername),
+            exc_info=exc,
+        )
         if self._exc is None:
             self._exc = exc
         self._gate |= CLOSED
@@ -420,69 +386,9 @@ class Connection:
             try:
                 target.connection_lost(self._exc)
             except Exception as exc:
-                log.error("connection_lost of %s raised", self.peername, exc_info=exc)
-        for waiter in _CLOSE_WAITERS.pop(self, ()):
-            if not waiter.done():
-                waiter.set_result(None)
+                where = show_address(self.peername)
+                log.error("connection_lost of %s raised", where, exc_info=exc)
+        for closer in self._closers or ():
+            if not closer.done():
+                closer.set_result(None)
         self._owner.forget(self)
-
-
-_CLOSE_WAITERS: dict[Connection, list[asyncio.Future[None]]] = {}
-
-
-class Inbox:
-    """Messages that a coroutine has not taken yet: at most read_limit bytes, or one message."""
-
-    __slots__ = ("conn", "ended", "exc", "messages", "size", "waiter")
-
-    def __init__(self, conn: Connection) -> None:
-        self.conn = conn
-        self.messages: deque[bytes] = deque()
-        self.size = 0
-        self.ended = False
-        self.exc: BaseException | None = None
-        self.waiter: asyncio.Future[None] | None = None
-
-    def push(self, message: bytes) -> None:
-        """Take a message from dispatch; when full, the core holds the rest."""
-        self.messages.append(message)
-        self.size += len(message)
-        if self.size >= self.conn._owner.read_limit:
-            self.conn._pause(FULL)
-        self._wake()
-
-    def end(self, exc: BaseException | None) -> None:
-        """No more messages will come, because of `exc` or in good order."""
-        if not self.ended:
-            self.ended, self.exc = True, exc
-        elif self.exc is None:
-            self.exc = exc
-        self._wake()
-
-    def _wake(self) -> None:
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
-
-    async def get(self) -> bytes | None:
-        """Wait for a message; see Connection.receive."""
-        if self.waiter is not None:
-            raise RuntimeError("another receive() is already waiting on this connection")
-        while not self.messages:
-            if self.ended:
-                return self._at_end()
-            self.waiter = self.conn._owner.loop.create_future()
-            try:
-                await self.waiter
-            finally:
-                self.waiter = None
-        message = self.messages.popleft()
-        self.size -= len(message)
-        if self.conn._gate & FULL and self.size * 2 <= self.conn._owner.read_limit:
-            self.conn._resume(FULL)
-        return message
-
-    def _at_end(self) -> None:
-        if self.exc is not None:
-            raise self.exc
-        if self.conn._gate & CLOSED and self.conn._ptr != ffi.NULL:
-            raise self.conn._closed_error("receive")

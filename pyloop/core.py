@@ -7,7 +7,6 @@ the OSError that Python has for it and the core's own PL_E_* into ours.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from pyloop import errors
 from pyloop._core import ffi, lib

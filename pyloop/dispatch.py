@@ -6,13 +6,17 @@ KeyboardInterrupt leaves a handler, the events behind it are delivered by the ne
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import struct
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pyloop.connection import CLOSED, Connection, Owner, log
-from pyloop.core import check, failure, ffi, lib
+from pyloop.connection import Connection
+from pyloop.core import failure, ffi, lib
+from pyloop.inbox import CLOSED
+from pyloop.protocol import Owner, log
 
 __all__ = ["Dispatch"]
 
@@ -88,7 +92,7 @@ class Dispatch:
             else:
                 others[kind](slot, start, end)
 
-    def add(self, ident: int, conn: Connection) -> None:
+    def add(self, ident: int, conn: Connection | None) -> None:
         """Enter a connection under the slot of its id."""
         slot = ident & 0xFFFFFFFF
         if slot >= len(self.connections):
@@ -99,10 +103,10 @@ class Dispatch:
         """Cut the connections off from a core that is about to be freed."""
         self._events = iter(())
         self._view.release()
-        for conn in self.connections:
-            if conn is not None:
-                conn._lost(0)
-        self.connections.clear()
+        connections, self.connections = self.connections, []
+        for conn in filter(None, connections):
+            with contextlib.suppress(RuntimeError):  # tasks cannot be woken on a closed loop
+                conn._lost(-errno.ECONNABORTED)
 
     # ---- what the kinds mean: each takes (slot, start, end) ----
 
@@ -129,11 +133,11 @@ class Dispatch:
     def _open(self, slot: int, start: int, end: int) -> None:
         event = self._raw[self._index()]
         owner = self.owners.get(event.value)
-        if owner is None:
+        if owner is not None:
+            owner.accepted(event.id, _MEMORY[start:end])
+        else:  # its server stopped in this very batch
+            self.add(event.id, None)
             lib.pl_conn_abort(self.ptr, event.id, 0)
-            return
-        ident = event.id
-        self.add(ident, owner.accepted(ident, _MEMORY[start:end]))
 
     def _eof(self, slot: int, start: int, end: int) -> None:
         conn = self.connections[slot]
@@ -172,8 +176,3 @@ class Dispatch:
 
     def _signal(self, slot: int, start: int, end: int) -> None:
         self.on_signal(self._raw[self._index()].value)
-
-
-def open_group(ptr: Any, options: Any, counters: Any) -> int:
-    """Make a group in the core and return its number."""
-    return check(lib.pl_group_new(ptr, options, counters))

@@ -18,4 +18,4 @@ class ConnectionClosed(PyloopError, ConnectionError):
 
 
 class WriteLimitError(ConnectionClosed):
-    """The peer did not read: more than write_limit bytes were queued, the connection was aborted."""
+    """The peer did not read: more than write_limit bytes were queued, so it was aborted."""

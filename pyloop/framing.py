@@ -231,3 +231,17 @@ def _separator(value: object) -> bytes:
     if not 1 <= len(sep) <= _SEP_LIMIT:
         raise ValueError(f"sep must be 1 to {_SEP_LIMIT} bytes, not {len(sep)}")
     return sep
+
+
+def as_bytes(data: Any) -> bytes:
+    """Return what is to be sent as bytes, taken as it is now.
+
+    Raises:
+        TypeError: `data` is not bytes-like.
+    """
+    if isinstance(data, str):
+        raise TypeError(f"expected bytes-like, got str: {data[:40]!r} (encode it first)")
+    try:
+        return bytes(memoryview(data))
+    except TypeError:
+        raise TypeError(f"expected bytes-like, got {type(data).__name__}") from None

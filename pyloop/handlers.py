@@ -8,7 +8,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from pyloop.connection import Connection, Protocol
+from pyloop.connection import Connection
+from pyloop.protocol import Protocol
 
 __all__ = ["HandlerKind", "classify", "describe_kinds"]
 
@@ -28,9 +29,7 @@ def describe_kinds() -> str:
 
 
 def _wrong(handler: Any, why: str) -> TypeError:
-    return TypeError(
-        f'handler: {handler!r} {why}; model "loop" takes one of: {describe_kinds()}'
-    )
+    return TypeError(f'handler: {handler!r} {why}; model "loop" takes one of: {describe_kinds()}')
 
 
 def _is_async(handler: Any) -> bool:
@@ -51,8 +50,8 @@ def _accepts(signature: inspect.Signature, count: int) -> bool:
 def classify(handler: Any) -> HandlerKind:
     """Return how `handler` is to be called.
 
-    A required-argument count decides: none makes protocols, one is a conversation, two take messages.
-    Optional arguments are left alone where fewer will do.
+    How many arguments it needs decides: none makes protocols, one is a conversation, two take
+    messages. Optional arguments are left alone where fewer will do.
 
     Raises:
         TypeError: it is not callable, or of no kind that model "loop" takes.

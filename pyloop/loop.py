@@ -7,6 +7,7 @@ and wakes: the selector, the self-pipe, `_process_events` and `_write_to_self`.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import selectors
 import signal
@@ -18,9 +19,9 @@ from pyloop.core import check, failure, ffi, lib
 from pyloop.dispatch import Dispatch
 from pyloop.stats import LoopStats, loop_stats
 
-__all__ = ["Loop", "new_event_loop"]
+__all__ = ["Loop", "new_event_loop", "running_loop"]
 
-_BACKENDS = {
+_BACKENDS: dict[str, int] = {
     "auto": lib.PL_AUTO,
     "select": lib.PL_SELECT,
     "poll": lib.PL_POLL,
@@ -112,7 +113,7 @@ class CoreSelector(selectors.BaseSelector):
 
     def _watch(self, fd: int, events: int) -> None:
         code = lib.pl_watch(self.ptr, fd, events)
-        if code == -34:  # ERANGE
+        if code == -errno.ERANGE:
             raise ValueError(
                 f"fd {fd} is not below FD_SETSIZE ({lib.pl_fdset_size()}), the limit of "
                 'backend="select": use backend="auto"'
@@ -293,3 +294,13 @@ def new_event_loop(backend: str = "auto") -> Loop:
     return Loop(backend)
 
 
+def running_loop(what: str) -> Loop:
+    """Return the running pyloop.Loop, or say how to get one."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        loop = None
+    if isinstance(loop, Loop):
+        return loop
+    got = "no loop is running" if loop is None else f"this is {type(loop).__name__}"
+    raise RuntimeError(f"{what} needs a running pyloop.Loop ({got}): use pyloop.run()")

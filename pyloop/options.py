@@ -1,4 +1,4 @@
-"""Check the settings that servers and clients share, and hand them to the core as struct pl_options."""
+"""Check the settings that servers and clients share, and hand them to the core."""
 
 from __future__ import annotations
 

@@ -18,9 +18,7 @@ T = TypeVar("T")
 
 
 @overload
-def run(
-    main: Coroutine[Any, Any, T], /, *, backend: str = ..., debug: bool | None = ...
-) -> T: ...
+def run(main: Coroutine[Any, Any, T], /, *, backend: str = ..., debug: bool | None = ...) -> T: ...
 @overload
 def run(*servers: Server, backend: str = ..., debug: bool | None = ...) -> None: ...
 def run(*servers: Any, backend: str = "auto", debug: bool | None = None) -> Any:
@@ -42,7 +40,10 @@ def run(*servers: Any, backend: str = "auto", debug: bool | None = None) -> Any:
         TypeError, ValueError: naming what was passed and what is expected.
     """
     if len(servers) == 1 and inspect.iscoroutine(servers[0]):
-        return _run(_main(servers[0]), backend, debug)
+        try:
+            return _run(_main(servers[0]), backend, debug)
+        finally:
+            servers[0].close()
     if not servers:
         raise TypeError("run() expected Servers or one coroutine, got nothing")
     for server in servers:
@@ -69,18 +70,20 @@ class _Signals:
     def __init__(self, callback: Callable[[], None], *numbers: int) -> None:
         self._callback = callback
         self._numbers = numbers
-        self._set: list[int] = []
+        self._before: dict[int, Any] = {}
         self._loop = asyncio.get_running_loop()
 
     def __enter__(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in self._numbers:
+                self._before[number] = signal.getsignal(number)
                 self._loop.add_signal_handler(number, self._callback)
-                self._set.append(number)
 
     def __exit__(self, *exc_info: object) -> None:
-        for number in self._set:
+        for number, before in self._before.items():
             self._loop.remove_signal_handler(number)
+            if before is not None:
+                signal.signal(number, before)
 
 
 async def _main(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -131,3 +134,4 @@ async def _until_stopped(stop: asyncio.Event, servers: tuple[Server, ...]) -> No
     finally:
         signalled.cancel()
         ended.cancel()
+        await asyncio.gather(signalled, ended, return_exceptions=True)

@@ -1,7 +1,4 @@
-"""Server: listen, accept, and give each connection to a handler.
-
-The handler's kind is decided once, in `Server()`; per connection only `_begin` looks at it.
-"""
+"""Server: its settings, and its start and stop. What runs in between is a Service."""
 
 from __future__ import annotations
 
@@ -10,24 +7,19 @@ import inspect
 import os
 import socket
 import ssl as ssl_module
-import time
 from collections.abc import Callable, Collection, Iterator, Set
 from typing import Any
 
-from pyloop.connection import Connection, Owner, Protocol, as_bytes, log
-from pyloop.core import check, lib
-from pyloop.dispatch import Dispatch
-from pyloop.framing import Framing, Raw
+from pyloop.connection import Connection
+from pyloop.framing import Framing, Raw, as_bytes
 from pyloop.handlers import HandlerKind, classify, conversation
 from pyloop.listening import Listening, check_socket
-from pyloop.loop import Loop
+from pyloop.loop import Loop, running_loop
 from pyloop.options import Group, check_framing, check_seconds, check_size, check_ssl
+from pyloop.service import Service
 from pyloop.stats import ServerStats, server_stats
-from pyloop.tls import TLSConnection
 
 __all__ = ["Server"]
-
-_REFUSED_LOG_SECONDS = 1.0
 
 
 class _Connections(Set[Connection]):
@@ -59,18 +51,6 @@ def _check_hosts(host: Any) -> list[str]:
     if not hosts:
         raise ValueError("host: expected at least one, got none")
     return list(hosts)
-
-
-def running_loop(what: str) -> Loop:
-    """Return the running pyloop.Loop, or say how to get one."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        loop = None  # type: ignore[assignment]
-    if isinstance(loop, Loop):
-        return loop
-    got = "no loop is running" if loop is None else f"this is {type(loop).__name__}"
-    raise RuntimeError(f"{what} needs a running pyloop.Loop ({got}): use pyloop.run()")
 
 
 class Server:
@@ -157,7 +137,7 @@ class Server:
                 raise TypeError(f"{name}: expected a callable or None, got {hook!r}")
         self._on_start, self._on_stop = on_start, on_stop
         self._listening = Listening()
-        self._service: _Service | None = None
+        self._service: Service | None = None
         self._stopped: asyncio.Event | None = None
 
     # ---- what it is ----
@@ -204,7 +184,7 @@ class Server:
             raise RuntimeError("Server.start(): the server has been started already")
         await self._listen(loop)
         self._stopped = asyncio.Event()
-        self._service = service = _Service(self, loop)
+        self._service = service = Service(self, loop)
         try:
             await _call_hook(self._on_start, self)
             service.accept(self._listening.sockets)
@@ -246,6 +226,7 @@ class Server:
             await service.drain(self._drain_timeout)
             await _call_hook(self._on_stop, self)
         finally:
+            service.abort()  # what is left when this was cancelled
             service.end()
             self._service = None
             self._stopped.set()
@@ -256,7 +237,7 @@ class Server:
         self._listening.close()
 
     def abort(self) -> None:
-        """Abort every connection and cancel every handler, now; `stop` then has nothing to wait for."""
+        """Abort every connection and cancel every handler, now; `stop` is then quick."""
         if self._service is not None:
             self._service.abort()
 
@@ -303,141 +284,3 @@ async def _call_hook(hook: Callable[[Server], Any] | None, server: Server) -> No
     result = hook(server) if hook is not None else None
     if inspect.isawaitable(result):
         await result
-
-
-class _Service(Owner):
-    """A started server: its part in the core, its connections and its handlers' tasks."""
-
-    __slots__ = (
-        "_begin",
-        "_dispatch",
-        "_group",
-        "_idle",
-        "_made",
-        "_ptr",
-        "_refused_at",
-        "connections",
-        "stopping",
-        "tasks",
-    )
-
-    def __init__(self, server: Server, loop: Loop) -> None:
-        super().__init__(loop, server._framing, server._read_limit, server._write_limit)
-        self.server = server
-        self.stopping = False
-        self.connections: set[Connection] = set()
-        self.tasks: set[asyncio.Task[None]] = set()
-        self._idle: asyncio.Future[None] | None = None
-        self._refused_at = -_REFUSED_LOG_SECONDS
-        self._dispatch: Dispatch = loop._core.dispatch
-        self._ptr = loop._open_core()
-        self._group = server._group
-        self._group.open(self._ptr)
-        self._dispatch.owners[self._group.number] = self
-        self._begin = self._begin_of(server)
-
-    def _begin_of(self, server: Server) -> Callable[[Connection], None]:
-        """Return what starts the handler on a new connection."""
-        handler = server._handler
-        if server._kind is HandlerKind.MESSAGE:
-            return lambda conn: conn._attach(handler, conn)
-        if server._kind is HandlerKind.PROTOCOL:
-            return lambda conn: conn._start_protocol(_make_protocol(handler))
-        return lambda conn: self._track(conn._start_conversation(handler))
-
-    def _track(self, task: asyncio.Task[None]) -> None:
-        self.tasks.add(task)
-        task.add_done_callback(self._task_done)
-
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        self.tasks.discard(task)
-        self._check_idle()
-
-    def accept(self, sockets: tuple[socket.socket, ...]) -> None:
-        """Begin to accept on listening sockets, whose fds the core borrows."""
-        for sock in sockets:
-            check(lib.pl_listener_open(self._ptr, self._group.number, sock.fileno()))
-
-    def refuse_more(self, sockets: tuple[socket.socket, ...]) -> None:
-        """Stop accepting."""
-        for sock in sockets:
-            lib.pl_listener_close(self._ptr, sock.fileno())
-
-    def accepted(self, ident: int, peer: bytes) -> Connection:
-        server = self.server
-        conn: Connection
-        if server._ssl is None:
-            conn = Connection(self._ptr, ident, self, peer)
-            self.connections.add(conn)
-            conn._guard(self._begin, conn)
-        else:
-            conn = TLSConnection(self._ptr, ident, self, peer)
-            self.connections.add(conn)
-            conn._guard(
-                conn._start_tls, server._ssl, self._begin, server._handshake_timeout, True, None
-            )
-        if self.stopping:
-            conn._drain_input()
-        return conn
-
-    def forget(self, conn: Connection) -> None:
-        self.connections.discard(conn)
-        self._check_idle()
-
-    def refused(self, code: int) -> None:
-        """Log, at most once a second, that a connection was closed at once, and why."""
-        now = time.monotonic()
-        if now - self._refused_at < _REFUSED_LOG_SECONDS:
-            return
-        self._refused_at = now
-        if -code == 34:  # ERANGE
-            limit = lib.pl_fdset_size()
-            log.error(
-                "connection refused: its fd is not below FD_SETSIZE (%d), the limit of "
-                'backend="select"; use backend="auto"',
-                limit,
-            )
-        else:
-            log.error("connection refused: %s", os.strerror(-code))
-
-    # ---- stopping ----
-
-    def _check_idle(self) -> None:
-        idle = self._idle
-        if idle is not None and not self.connections and not self.tasks and not idle.done():
-            idle.set_result(None)
-
-    async def _wait_idle(self, timeout: float | None) -> bool:
-        self._idle = self.loop.create_future()
-        self._check_idle()
-        done, _ = await asyncio.wait([self._idle], timeout=timeout)
-        return bool(done)
-
-    async def drain(self, timeout: float) -> None:
-        """Let handlers finish for `timeout` seconds, then abort what is left."""
-        for conn in tuple(self.connections):
-            conn._drain_input()
-        if not await self._wait_idle(timeout):
-            self.abort()
-            await self._wait_idle(1.0)
-
-    def abort(self) -> None:
-        """Abort every connection and cancel every task."""
-        for conn in tuple(self.connections):
-            conn.abort()
-        for task in tuple(self.tasks):
-            task.cancel()
-
-    def end(self) -> None:
-        """Leave the core."""
-        self._dispatch.owners.pop(self._group.number, None)
-        self._group.close()
-
-
-def _make_protocol(factory: Callable[[], Any]) -> Protocol:
-    protocol = factory()
-    if not isinstance(protocol, Protocol):
-        raise TypeError(f"{factory!r} made {protocol!r}; expected a pyloop.Protocol")
-    return protocol
-
-

@@ -1,6 +1,6 @@
 """TLS on native connections: the stdlib's ssl over memory BIOs.
 
-    kernel -> core (ciphertext, PL_EV_CIPHER) -> SSLObject -> pl_conn_feed -> framing in C -> handler
+    kernel -> core -> PL_EV_CIPHER -> SSLObject -> pl_conn_feed -> framing in C -> handler
     handler -> framing's head and tail -> SSLObject -> pl_conn_write -> core -> kernel
 
 So framing, limits, events and back-pressure are those of every other connection.
@@ -13,9 +13,12 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from pyloop.connection import CLOSED, Connection, Owner, as_bytes, log
+from pyloop.connection import Connection
 from pyloop.core import failure, lib
-from pyloop.errors import WriteLimitError
+from pyloop.errors import ConnectionClosed
+from pyloop.framing import as_bytes
+from pyloop.inbox import CLOSED
+from pyloop.protocol import Owner, log
 
 __all__ = ["TLSConnection"]
 
@@ -25,7 +28,16 @@ _RECORDS_BYTES = 64 * 1024
 class TLSConnection(Connection):
     """A Connection whose bytes are encrypted between the core and the handler."""
 
-    __slots__ = ("_backlog", "_begin", "_incoming", "_made", "_outgoing", "_ready", "_ssl", "_timer")
+    __slots__ = (
+        "_backlog",
+        "_begin",
+        "_incoming",
+        "_made",
+        "_outgoing",
+        "_ready",
+        "_ssl",
+        "_timer",
+    )
 
     def __init__(self, ptr: Any, ident: int, owner: Owner, peer: Any) -> None:
         super().__init__(ptr, ident, owner, peer)
@@ -193,6 +205,9 @@ class TLSConnection(Connection):
                 pass
             self._flush_out()
         super()._close_core()
+
+    def close_writing(self) -> None:
+        raise ConnectionClosed("close_writing: TLS has no half-close")
 
     def _drain_input(self) -> None:
         if self._ready:

@@ -1,0 +1,75 @@
+"""The messages that a coroutine has not taken yet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyloop.connection import Connection
+
+__all__ = ["CLOSED", "FULL", "PAUSED", "Inbox"]
+
+# Why messages are not delivered now: bits of Connection._gate.
+PAUSED, FULL, CLOSED = 1, 2, 4
+
+
+class Inbox:
+    """Messages that a coroutine has not taken yet: at most read_limit bytes, or one message."""
+
+    __slots__ = ("conn", "ended", "exc", "messages", "size", "waiter")
+
+    def __init__(self, conn: Connection) -> None:
+        self.conn = conn
+        self.messages: deque[bytes] = deque()
+        self.size = 0
+        self.ended = False
+        self.exc: BaseException | None = None
+        self.waiter: asyncio.Future[None] | None = None
+
+    def push(self, message: bytes) -> None:
+        """Take a message from dispatch; when full, the core holds the rest."""
+        self.messages.append(message)
+        self.size += len(message)
+        if self.size >= self.conn._owner.read_limit:
+            self.conn._pause(FULL)
+        self._wake()
+
+    def end(self, exc: BaseException | None) -> None:
+        """No more messages will come, because of `exc` or in good order."""
+        if not self.ended:
+            self.ended, self.exc = True, exc
+        elif self.exc is None:
+            self.exc = exc
+        self._wake()
+
+    def drop(self, exc: Exception) -> None:
+        """This side has closed: nothing more is to be had."""
+        self.messages.clear()
+        self.size = 0
+        self.ended, self.exc = True, exc
+
+    def _wake(self) -> None:
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    async def get(self) -> bytes | None:
+        """Wait for a message; see Connection.receive."""
+        if self.waiter is not None:
+            raise RuntimeError("another receive() is already waiting on this connection")
+        while not self.messages:
+            if self.ended:
+                if self.exc is not None:
+                    raise self.exc
+                return None
+            self.waiter = self.conn._owner.loop.create_future()
+            try:
+                await self.waiter
+            finally:
+                self.waiter = None
+        message = self.messages.popleft()
+        self.size -= len(message)
+        if self.conn._gate & FULL and self.size * 2 <= self.conn._owner.read_limit:
+            self.conn._resume(FULL)
+        return message
