@@ -255,6 +255,8 @@ static void test_netstring(void)
         {NETSTRING(20), BYTES("1 :a,"), "M"},
         {NETSTRING(20), BYTES("20:12345678901234567890,"), "12345678901234567890|."},
         {NETSTRING(20), BYTES("21:"), "L"},
+        {NETSTRING(20), BYTES("21x"), "L"},
+        {NETSTRING(20), BYTES("18446744073709551617:a,"), "L"}, /* 2^64 + 1 */
         {NETSTRING(20), BYTES("99999999999999999999999999"), "L"},
         {NETSTRING((uint64_t)1 << 40), BYTES("99999999999999999999999999"), "L"},
     };
@@ -314,6 +316,7 @@ static void test_wrap_puts_head_and_tail_around(void)
     CHECK(wraps(&little, NULL, 0x0102, "\2\1", ""));
     CHECK(wraps(&varint, NULL, 300, "\xac\x02", ""));
     CHECK(wraps(&varint, NULL, 127, "\x7f", ""));
+    CHECK(wraps(&varint, NULL, 128, "\x80\x01", ""));
     CHECK(wraps(&fixed, "abc", 3, "", ""));
     CHECK(wraps(&net, NULL, 0, "0:", ","));
     CHECK(wraps(&net, NULL, 9, "9:", ","));

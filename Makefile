@@ -1,0 +1,169 @@
+# pyloop: run it, test it, check it. `make help` says what each target does.
+#
+# Everything is installed into .venv and built into build/; `make clean` removes both.
+
+PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
+VENV ?= .venv
+SECONDS ?= 60
+ROWS ?=
+ROUNDS ?= 5
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check -qq
+CORE := $(wildcard csrc/*.c csrc/*.h csrc/fastpath/*.c csrc/fastpath/*.h)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check asan fuzz bench bench-all soak docs wheel format clean build
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+.PRECIOUS: build/asan/%.o build/strict/%.o
+.DELETE_ON_ERROR:
+
+help: ## say what each target does
+	@echo "pyloop: make TARGET, where TARGET is one of"
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'
+
+run: $(VENV)/.built ## build and start the chat server on 127.0.0.1:8888 (Ctrl-C ends it)
+	@exec $(PY) examples/chat.py
+
+test: $(VENV)/.test $(VENV)/.built ## build and run all tests, those of the C core under ASan and UBSan first
+	@$(MAKE) asan
+	@$(PY) -m pytest $(ARGS)
+
+build: $(VENV)/.built ## build into the checkout, as run and test do by themselves
+
+# ---- the virtual environment ----------------------------------------------
+
+define PREFLIGHT
+import importlib.util, os, shlex, shutil, sys, sysconfig
+missing = []
+if sys.version_info < (3, 11):
+    missing.append("Python 3.11 or newer (this is %d.%d)" % sys.version_info[:2])
+if not all(map(importlib.util.find_spec, ("venv", "ensurepip"))):
+    missing.append("Python's venv module       (Debian, Ubuntu: apt-get install python3-venv)")
+if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
+    missing.append("Python's C headers         (Debian, Ubuntu: apt-get install python3-dev)")
+cc = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+if not shutil.which(shlex.split(cc)[0]):
+    missing.append("a C compiler, %-12s (Debian, Ubuntu: apt-get install gcc libc6-dev)" % cc)
+if missing:
+    print("pyloop cannot be built with " + sys.executable + ": missing are", file=sys.stderr)
+    sys.exit("".join("  - " + what + "\n" for what in missing).rstrip())
+endef
+export PREFLIGHT
+
+# A stamp is newer than what it was made from, so a target with nothing to do costs milliseconds.
+$(VENV)/.venv: pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "pyloop needs Python 3.11 or newer, and none of python3.11 ... python3.14, python3 is one." >&2; \
+		echo "Install it (Debian 12, Ubuntu 24.04 and later: apt-get install python3 python3-venv python3-dev)" >&2; \
+		echo "or say where it is: make run PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	@"$(PYTHON)" -c "$$PREFLIGHT"
+	@$(PY) -c '' 2>/dev/null || { echo "making $(VENV) with $(PYTHON)"; rm -rf $(VENV); "$(PYTHON)" -m venv $(VENV); }
+	@$(PIP) install "pip>=25.1" "setuptools>=77" "cffi>=1.16"
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.venv setup.py build_ffi.py $(CORE)
+	@echo "building pyloop"; rm -f pyloop/_core.cpython-*.so # left by build_ffi.py, and found before abi3
+	@$(PIP) install --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(VENV)/.test $(VENV)/.dev $(VENV)/.wheel $(VENV)/.bench: $(VENV)/.%: $(VENV)/.venv
+	@echo "installing what '$*' needs"
+	@$(PIP) install --group $*
+	@touch $@
+
+ifeq ($(wildcard pyloop/_core.*so),)
+$(VENV)/.built: FORCE
+endif
+FORCE:
+
+# ---- the C core by itself ---------------------------------------------------
+
+WARN := -Wall -Wextra -Wshadow -Wconversion
+SAN := -std=c11 -D_GNU_SOURCE -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all $(WARN) \
+	-Icsrc -Itests/c -pthread
+WRAP := -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc
+C_SOURCES := $(sort $(wildcard csrc/*.c))
+ifneq ($(shell uname -s),Linux)
+C_SOURCES := $(filter-out csrc/poller_epoll.c csrc/uring.c,$(C_SOURCES))
+endif
+C_TESTS := $(patsubst tests/c/%.c,%,$(sort $(wildcard tests/c/test_*.c)))
+C_FUZZ := $(patsubst tests/c/%.c,%,$(sort $(wildcard tests/c/fuzz_*.c)))
+ASAN_OBJECTS := $(C_SOURCES:csrc/%.c=build/asan/%.o)
+# clang, if it has libFuzzer; asked for only when there is something to fuzz.
+CLANG = $(shell echo 'int LLVMFuzzerTestOneInput(void){return 0;}' | clang -fsanitize=fuzzer -x c - -o /dev/null \
+	>/dev/null 2>&1 && echo clang)
+comma := ,
+
+build/asan/%.o: csrc/%.c
+	@mkdir -p $(@D)
+	@$(CC) $(SAN) -MMD -MP -c $< -o $@
+
+build/asan/test_%: tests/c/test_%.c $(ASAN_OBJECTS)
+	@mkdir -p $(@D)
+	@$(CC) $(SAN) -MMD -MP -MF $@.d $< $(ASAN_OBJECTS) $(WRAP) -o $@
+
+# libFuzzer where there is clang; else the program drives itself.
+build/fuzz/fuzz_%: tests/c/fuzz_%.c $(C_SOURCES) $(wildcard csrc/*.h tests/c/*.h)
+	@mkdir -p $(@D)
+	@if [ -n "$(CLANG)" ]; then clang $(subst -fsanitize=,-fsanitize=fuzzer$(comma),$(SAN)) $< $(C_SOURCES) -o $@; \
+	else $(CC) $(SAN) -DFUZZ_STANDALONE $< $(C_SOURCES) -o $@; fi
+
+build/strict/%.o: csrc/%.c
+	@mkdir -p $(@D)
+	@$(CC) -std=c11 -D_GNU_SOURCE -O2 $(WARN) -Werror -Icsrc -MMD -MP -c $< -o $@
+
+-include $(wildcard build/asan/*.d build/strict/*.d)
+
+asan: $(C_TESTS:%=build/asan/%) ## unit tests of the C core under AddressSanitizer and UBSan
+	@failed=; for t in $(C_TESTS); do echo "-- $$t"; build/asan/$$t || failed="$$failed $$t"; done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi; \
+	echo "C unit tests: $(words $(C_TESTS)) programs passed"
+
+fuzz: $(C_FUZZ:%=build/fuzz/%) ## fuzz the C core, SECONDS=60 for each target
+	@set -e; flags="$(SECONDS)"; [ -z "$(CLANG)" ] || flags="-max_total_time=$(SECONDS) -print_final_stats=1 ."; \
+	for t in $(C_FUZZ); do echo "-- $$t, $(SECONDS) s"; mkdir -p build/fuzz/corpus/$$t; \
+	(cd build/fuzz/corpus/$$t && ../../$$t $$flags); done
+
+# ---- quality ------------------------------------------------------------------
+
+C_FILES = $(wildcard csrc/*.[ch] csrc/fastpath/*.[ch] tests/c/*.[ch] benchmarks/*.[ch])
+
+check: $(VENV)/.dev $(VENV)/.built $(C_SOURCES:csrc/%.c=build/strict/%.o) ## ruff, mypy, clang-format, layering, compiler warnings
+	@failed=; say() { failed="$$failed, $$1"; }; \
+	$(PY) -m ruff check . || say "ruff check"; \
+	$(PY) -m ruff format --check . || say "ruff format"; \
+	$(PY) -m mypy --strict pyloop || say mypy; \
+	$(VENV)/bin/clang-format --dry-run --Werror $(C_FILES) || say clang-format; \
+	$(PY) -m pytest -q --noconftest tests/test_layering.py tests/test_repository.py || say "repository rules"; \
+	[ -z "$$failed" ] || { echo "make check failed in:$${failed#,}  (make format mends formatting)" >&2; exit 1; }
+
+format: $(VENV)/.dev ## rewrite Python and C as ruff and clang-format want them
+	@$(PY) -m ruff check --fix-only -q .
+	@$(PY) -m ruff format -q .
+	@$(VENV)/bin/clang-format -i $(C_FILES)
+
+soak: $(VENV)/.test $(VENV)/.built ## the long runs: leaks, fds, memory (SECONDS=60)
+	@PYLOOP_SOAK_SECONDS=$(SECONDS) $(PY) -m pytest -s -o 'norecursedirs=.*' -o timeout=0 -o faulthandler_timeout=0 tests/soak $(ARGS)
+
+bench: $(VENV)/.bench $(VENV)/.built ## the benchmark rows that have a target, in under five minutes
+	@$(PY) benchmarks/run.py $(ARGS)
+
+bench-all: $(VENV)/.bench $(VENV)/.built ## every row and peer; ROWS=REGEX chooses, ROUNDS=5
+	@$(PY) benchmarks/run.py --all $(if $(ROWS),--rows "$(ROWS)") --rounds $(ROUNDS) $(ARGS)
+
+docs: ## where the documentation is
+	@echo "Plain Markdown, nothing to build: start with README.md, then"; ls docs/*.md
+
+wheel: $(VENV)/.wheel ## build sdist and wheel, and try the wheel in an empty environment elsewhere
+	@rm -rf dist && mkdir -p build && $(PY) -m build --outdir dist . >build/wheel.log 2>&1 || { cat build/wheel.log >&2; exit 1; }
+	@set -e; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
+	$(PY) -m venv "$$away/env"; cp tests/smoke.py "$$away"; wheel=$$(ls "$$PWD"/dist/*.whl); cd "$$away"; \
+	env/bin/python -m pip --disable-pip-version-check -qq install "$$wheel"; \
+	env -u PYTHONPATH env/bin/python -I smoke.py
+	@ls -1 dist
+
+clean: ## remove everything that was built or installed
+	rm -rf build dist $(VENV) *.egg-info pyloop/_core.*so pyloop/_core.[co] csrc/*.o
+	find . -name __pycache__ -prune -exec rm -rf {} +

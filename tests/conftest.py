@@ -1,0 +1,90 @@
+"""Fixtures that every test may use.
+
+- `backend`: "select", "poll", "epoll", "auto" in turn, those that this platform has. A test that
+  asks for it, or for one of the fixtures below, runs once on each.
+- `loop`: a `pyloop.Loop` on that backend. At the end it is closed, and the test fails if more fds
+  are open than before it (fixtures asked for earlier are not counted).
+- `run`: `run(coro, timeout=30)` runs a coroutine on `loop` and returns its result.
+
+    def test_sleep_returns_its_result(run):
+        assert run(asyncio.sleep(0, "done")) == "done"
+
+A test over the time limit of pyproject.toml fails by itself: none needs a guard of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import select
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pyloop
+
+BACKENDS = [name for name in ("select", "poll", "epoll") if hasattr(select, name)] + ["auto"]
+_FAILED = pytest.StashKey[bool]()
+_FD_DIR = Path("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember a failure: its traceback keeps fds alive, so `loop` does not count them then."""
+    report = yield
+    item.stash[_FAILED] = item.stash.get(_FAILED, False) or report.failed
+    return report
+
+
+def open_fds() -> dict[int, str]:
+    """Return the open fds of this process and what each refers to."""
+    fds = {}
+    for entry in _FD_DIR.iterdir():
+        try:
+            fds[int(entry.name)] = os.readlink(entry)
+        except OSError:
+            pass  # the fd of this very listing
+    return fds
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The backend's name, each in turn; PYLOOP_BACKEND of the environment is taken away."""
+    monkeypatch.delenv("PYLOOP_BACKEND", raising=False)
+    return request.param
+
+
+@pytest.fixture
+def loop(backend: str, request: pytest.FixtureRequest) -> Iterator[pyloop.Loop]:
+    """A Loop on `backend`, closed at the end, after which no new fd may be open."""
+    gc.collect()
+    before = open_fds()
+    loop = pyloop.Loop(backend=backend)
+    yield loop
+    if not loop.is_closed():
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+    if not request.node.stash.get(_FAILED, False):
+        gc.collect()
+        left = {fd: what for fd, what in open_fds().items() if before.get(fd) != what}
+        assert not left, f"fds left open: {left}"
+
+
+@pytest.fixture
+def run(loop: pyloop.Loop) -> Callable[..., Any]:
+    """`run(coro, timeout=30)`: run it on `loop`, return its result, raise TimeoutError if late."""
+
+    def run(coro: Coroutine[Any, Any, Any], timeout: float = 30) -> Any:
+        async def limited() -> Any:
+            async with asyncio.timeout(timeout):
+                return await coro
+
+        return loop.run_until_complete(limited())
+
+    return run
