@@ -1,0 +1,147 @@
+/* load.h -- what the files of the load generator share.
+ *
+ *   load.c      the run: open, warm up, measure, drain; hold; churn; the report
+ *   load_args.c options, their bounds, and addresses (loopback only)
+ *   load_conn.c one conn: send from the pattern, verify the echo against it
+ *   load_report.c latencies, and what is printed
+ *
+ * A "message" here is what travels on the wire, terminator or prefix included:
+ * --size 64 --framing lines is 63 characters and a newline.
+ */
+#ifndef LOAD_H
+#define LOAD_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <time.h>
+
+enum framing {
+    FRAMING_RAW,
+    FRAMING_LINES,
+    FRAMING_PREFIX2,
+    FRAMING_PREFIX4
+};
+enum mode {
+    MODE_LOAD,
+    MODE_HOLD,
+    MODE_CHURN
+};
+
+#define MAX_PIDS 64
+#define SETUP_WINDOW 64 /* conns at most between connect and first echo, below any backlog */
+
+struct options {
+    enum mode mode;
+    enum framing framing;
+    struct sockaddr_storage addr;
+    socklen_t addr_len;
+    const char *target;       /* as printed */
+    unsigned connections;     /* 1..60000 */
+    unsigned inflight;        /* messages per conn, 1..1024 */
+    size_t size;              /* bytes of a message on the wire */
+    size_t pieces;            /* bytes per send, 0 = no limit */
+    double gap_us;            /* busy wait after each piece */
+    double seconds;           /* length of the window, or the bound of the whole run */
+    double warmup;            /* seconds before the window */
+    uint64_t messages;        /* window of this many messages instead; 0 = by time */
+    uint64_t warmup_messages; /* before such a window */
+    uint64_t churn;           /* conns to open, echo over and close */
+    int json;
+    pid_t pids[MAX_PIDS];     /* servers whose CPU clock is read at both ends of the window */
+    int npids;
+};
+
+/* The bytes that every conn sends, over and over: `count` different messages. The
+ * copy behind `modulus` lets a burst that wraps leave in one send. */
+struct pattern {
+    char *bytes;
+    size_t wire;    /* bytes of one message */
+    size_t modulus; /* count * wire */
+    unsigned count;
+};
+
+struct conn {
+    int fd;            /* -1: closed */
+    uint32_t armed;    /* epoll events asked for */
+    size_t to_send;    /* bytes granted and not sent */
+    size_t unseen;     /* bytes granted whose echo has not come */
+    size_t out_at;     /* where in the pattern the next byte to send is */
+    size_t in_at;      /* where the next byte to come back is */
+    size_t part;       /* bytes of the current message that came back */
+    unsigned flying;   /* messages granted whose echo is not complete */
+    unsigned oldest;   /* index in stamps of the oldest of them */
+    int greeted;       /* its first echo came */
+    uint64_t *stamps;  /* when each message in flight was granted, ns */
+};
+
+/* Log-linear: 64 buckets per power of two, so a percentile is within 1.6 %. */
+#define HISTOGRAM_BUCKETS (59 * 64)
+struct histogram {
+    uint64_t buckets[HISTOGRAM_BUCKETS];
+    uint64_t count;
+    uint64_t max;
+};
+
+enum phase {
+    SETUP,
+    WARMUP,
+    WINDOW,
+    DRAIN,
+    DONE
+};
+
+struct reading { /* everything that is compared between the ends of the window */
+    uint64_t ns, messages, bytes, own_cpu, cpu[MAX_PIDS];
+    uint64_t own_delay, delay; /* ready to run, but another process had the CPU; ns */
+};
+
+struct load {
+    struct options o;
+    struct pattern p;
+    struct histogram h;
+    struct conn *conns;
+    unsigned *idle, nidle; /* slots of conns that are closed */
+    char *buffer;
+    int ep;
+    enum phase phase;
+    uint64_t started, opened, greeted, greeting, flying, errors, lost;
+    uint64_t messages, bytes, progress_ns, now;
+    clockid_t clocks[MAX_PIDS];
+    struct reading from, to;
+};
+
+/* CLOCK_MONOTONIC in ns. */
+uint64_t now_ns(void);
+
+/* Fill `o`; exits with status 2 and a message when an argument is wrong. */
+void options_parse(struct options *o, int argc, char **argv);
+
+/* 0, or -1 when memory is short. */
+int pattern_init(struct pattern *p, const struct options *o);
+
+void histogram_add(struct histogram *h, uint64_t ns);
+
+/* Print what lies between l->from and l->to, as text or as one JSON object. */
+void report(const struct load *l);
+
+/* Connect (blocking, 10 s at most), then make it non-blocking. `serial` picks the
+ * place in the pattern and, on 127.x.x.x with `spread`, the source address.
+ * 0 or -errno. */
+int conn_open(struct conn *c, const struct options *o, const struct pattern *p, uint64_t serial,
+              int spread);
+
+/* Grant `n` more messages, stamped `now`; at most --inflight may be flying. */
+void conn_grant(struct conn *c, const struct options *o, const struct pattern *p, unsigned n,
+                uint64_t now);
+
+/* Send what was granted, one piece at most when --pieces is given. 0 or -errno; EAGAIN is 0. */
+int conn_send(struct conn *c, const struct options *o, const struct pattern *p);
+
+/* Compare `len` bytes that came back. The number of messages completed, whose latencies
+ * go to `h` (may be NULL), or -1 when a byte differs or was never sent. */
+int conn_verify(struct conn *c, const struct options *o, const struct pattern *p,
+                const char *data, size_t len, uint64_t now, struct histogram *h);
+
+#endif

@@ -1,0 +1,190 @@
+"""One sample: start a server, put load on it, read what it cost, stop it.
+
+Every sample has a fresh server process, so that hash seeds, memory layout and what
+an earlier sample left behind are part of the spread instead of a constant error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import IO
+
+import tools
+from rows import Peer, Row
+
+START_SECONDS = 20.0
+SETTLE_SECONDS = 0.3
+DISTURBED = 0.03  # of the window, server and generator together
+
+
+class PeerFailed(Exception):
+    """A server did not start or an echo was wrong; the text says which."""
+
+
+class Child:
+    """A process of ours on one CPU: a context manager that leaves none behind."""
+
+    def __init__(self, command: list[str], cpu: int, env: dict[str, str] | None = None) -> None:
+        self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        self.process = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            preexec_fn=lambda: os.sched_setaffinity(0, {cpu}),
+        )
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        process = self.process
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdin.close()
+        process.stdout.close()
+        self.errors.close()
+
+    def said(self) -> str:
+        """The end of what it wrote to stderr."""
+        self.errors.seek(0)
+        return self.errors.read().decode(errors="replace").strip()[-2000:]
+
+    def line(self, timeout: float) -> str:
+        """Its next line on stdout; PeerFailed when none comes."""
+        ready, _, _ = select.select([self.process.stdout], [], [], timeout)
+        text = self.process.stdout.readline().decode().strip() if ready else ""
+        if not text:
+            raise PeerFailed(f"it said nothing within {timeout:.0f} s. {self.said()}")
+        return text
+
+
+def start_server(peer: Peer, row: Row, packages: tools.Packages, cpu: int) -> tuple[Child, int]:
+    """Start `peer`'s server. The child and its port."""
+    command = peer.command(packages.python, row.load_for(peer)["framing"])
+    child = Child(command, cpu, packages.env)
+    try:
+        word, port = child.line(START_SECONDS).split()
+        if word != "listening":
+            raise PeerFailed(f"it said {word!r} instead of 'listening'")
+        return child, int(port)
+    except BaseException:
+        child.__exit__()
+        raise
+
+
+def load_command(row: Row, peer: Peer, port: int, times: dict[str, float]) -> list[str]:
+    """The generator's command line for this row and peer."""
+    command = [str(tools.BUILD / "load"), "--json", "--port", str(port)]
+    for name, value in {**times, **row.load_for(peer)}.items():
+        command += [f"--{name}", str(value)]
+    return command
+
+
+def cpu_sample(
+    row: Row, peer: Peer, packages: tools.Packages, cpus: tuple[int, int], times: dict[str, float]
+) -> dict[str, float]:
+    """Measure CPU time per unit of work under load."""
+    server, port = start_server(peer, row, packages, cpus[0])
+    with server:
+        command = load_command(row, peer, port, times)
+        command += ["--pid", str(server.process.pid)]
+        with Child(command, cpus[1]) as generator:
+            out = generator.process.stdout.read()
+            if generator.process.wait() != 0:
+                raise PeerFailed(f"load generator: {generator.said()} | {server.said()}")
+        sample = json.loads(out)
+    work = sample["bytes"] / 2**20 if row.unit == "us/MiB" else sample["messages"]
+    sample["cost"] = sample["server_cpu_us"] / work
+    sample["busy"] = sample["server_cpu_us"] / 1e6 / sample["seconds"]
+    waited = sample["server_delay_us"] + sample["client_delay_us"]
+    sample["disturbed"] = waited / 1e6 / sample["seconds"]
+    return sample
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory from the page tables: /proc/PID/status is off by up to 256 KiB."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Rss:"):
+            return int(line.split()[1]) * 1024
+    raise PeerFailed("no Rss in smaps_rollup")
+
+
+def _hold(row: Row, peer: Peer, port: int, cpu: int, connections: int) -> Child:
+    command = load_command(row, peer, port, {})
+    command += ["--hold", "--connections", str(connections)]
+    child = Child(command, cpu)
+    try:
+        told = child.line(60)
+        if told != f"ready held={connections} errors=0":
+            raise PeerFailed(f"the generator said {told!r}. {child.said()}")
+        return child
+    except BaseException:
+        child.__exit__()
+        raise
+
+
+def rss_sample(
+    row: Row, peer: Peer, packages: tools.Packages, cpus: tuple[int, int], times: dict[str, float]
+) -> dict[str, float]:
+    """Measure resident memory per held connection, after a few that came and went."""
+    held = row.hold
+    server, port = start_server(peer, row, packages, cpus[0])
+    with server:
+        pid = server.process.pid
+        with _hold(row, peer, port, cpus[1], 20):
+            pass
+        time.sleep(SETTLE_SECONDS)
+        before = rss_bytes(pid)
+        with _hold(row, peer, port, cpus[1], held):
+            time.sleep(SETTLE_SECONDS)
+            after = rss_bytes(pid)
+    return {"rss_before": before, "rss_after": after, "held": held, "cost": (after - before) / held}
+
+
+class Sampler:
+    """Takes samples, and takes one again when other work on the machine disturbed it.
+
+    The kernel tells how long server and generator were ready to run but waited for
+    their CPU (/proc/PID/schedstat). Above DISTURBED of the window the sample is taken
+    again, twice at most and for `patience` seconds in the whole run; the best is kept.
+    """
+
+    def __init__(
+        self,
+        packages: tools.Packages,
+        cpus: tuple[int, int],
+        times: dict[str, float],
+        patience: float,
+    ) -> None:
+        self.fixed = (packages, cpus, times)
+        self.patience = patience
+        self.retaken = 0
+
+    def sample(self, row: Row, peer: Peer) -> dict[str, float]:
+        """One sample of `peer` on `row`: a dict whose "cost" is in row.unit."""
+        if row.unit == "B":
+            return rss_sample(row, peer, *self.fixed)
+        best = cpu_sample(row, peer, *self.fixed)
+        for _ in range(2):
+            if best["disturbed"] <= DISTURBED or self.patience <= 0:
+                break
+            start = time.monotonic()
+            again = cpu_sample(row, peer, *self.fixed)
+            self.patience -= time.monotonic() - start
+            self.retaken += 1
+            best = min(best, again, key=lambda s: s["disturbed"])
+        return best

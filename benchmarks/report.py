@@ -1,0 +1,198 @@
+"""From samples to medians, ratios, verdicts, and what a reader sees of them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import measure
+import tools
+from rows import Row, Target
+
+RESULTS = tools.HERE / "results"
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+METHOD = {
+    "cost": "server CPU time (user + system, all threads) / work done in the window",
+    "clock": "the server's process CPU clock (clock_getcpuclockid, ns): the same counter as "
+    "/proc/PID/schedstat, summed over threads and brought up to date at the reading; read by "
+    "the load generator at both ends of the window, together with its message counter",
+    "ratio": "to the floor's sample of the same round; then the median over the rounds",
+    "order": "peers interleaved: every round runs each peer once, starting one further on",
+    "disturbed": "share of the window in which server or generator were ready to run but other "
+    "work had their CPU (/proc/PID/schedstat); above 0.03 the sample is taken "
+    "again, and it is left out of medians and ratios where three undisturbed ones remain",
+    "process": "a fresh server process per sample",
+    "rss": "Rss of /proc/PID/smaps_rollup with N connections held, less before them, / N; "
+    "20 connections came and went first; the kernel's socket memory is not in it",
+    "sizes": "bytes on the wire, terminator or prefix included",
+}
+
+
+Samples = dict[int, dict[str, float]]  # by round
+
+
+def quiet(samples: Samples) -> Samples:
+    """Return the undisturbed samples where there are at least three, else all."""
+    kept = {r: s for r, s in samples.items() if s.get("disturbed", 0) <= measure.DISTURBED}
+    return kept if len(kept) >= 3 else samples
+
+
+def _costs(samples: Samples) -> dict[int, float]:
+    return {r: s["cost"] for r, s in quiet(samples).items()}
+
+
+def ratios(ours: dict[int, float], others: dict[int, float]) -> list[float]:
+    """Return ours / others for the rounds that have both; without any, of the medians."""
+    common = [ours[r] / others[r] for r in ours if others.get(r)]
+    if common or not ours or not others:
+        return common
+    return [statistics.median(ours.values()) / statistics.median(others.values())]
+
+
+def summarise(samples: Samples, floor: dict[int, float]) -> dict[str, float]:
+    """Reduce one peer's samples (by round) to what the tables show."""
+    costs = _costs(samples)
+    out = {"median": statistics.median(costs.values()), "best": min(costs.values())}
+    quotients = ratios(costs, floor)
+    if quotients:
+        out["ratio"] = statistics.median(quotients)
+        out["ratio_low"], out["ratio_high"] = min(quotients), max(quotients)
+    for key in ("messages_per_s", "p50_us", "p99_us", "busy"):
+        values = [s[key] for s in quiet(samples).values() if key in s]
+        if values:
+            out[key] = statistics.median(values)
+    return out
+
+
+def judge(target: Target, row: Row, costs: dict[str, dict[int, float]]) -> dict[str, object]:
+    """Say in words what a target asks, what came out, and whether it is met."""
+    limit = target.at_most or target.ahead
+    if target.against:
+        sign, word = ("<=", "x") if target.at_most else (">=", "x ahead of")
+        text = f"{target.peer} {sign} {limit:g}{word} {target.against}"
+    else:
+        text = f"{target.peer} <= {limit:g} {row.unit}"
+    verdict: dict[str, object] = {"text": text, "limit": limit, "value": None, "met": None}
+    ours = costs.get(target.peer)
+    others = costs.get(target.against or target.peer)
+    if not ours or not others:
+        return verdict
+    if target.against is None:
+        value = statistics.median(ours.values())
+    elif target.at_most:
+        value = statistics.median(ratios(ours, others))
+    else:
+        value = statistics.median(ratios(others, ours))
+    met = value >= limit if target.ahead else value <= limit
+    return {**verdict, "value": value, "met": met}
+
+
+def verdict_text(verdict: dict[str, object]) -> str:
+    """One line: the target, the figure, met or missed by how much."""
+    value, limit = verdict["value"], verdict["limit"]
+    if value is None:
+        return f"target {verdict['text']}: not measured"
+    if verdict["met"]:
+        return f"target {verdict['text']}: {value:.3g}, met"
+    missed = abs(value / limit - 1) * 100
+    return f"target {verdict['text']}: {value:.3g}, missed by {missed:.1f} %"
+
+
+def row_result(row: Row, samples: dict[str, Samples], absent: dict[str, str]) -> dict[str, object]:
+    """Return everything about a row that the JSON file keeps."""
+    costs = {name: _costs(by_round) for name, by_round in samples.items() if by_round}
+    floor = costs.get(row.floor or "", {})
+    peers = []
+    for peer in row.peers:
+        entry: dict[str, object] = {"name": peer.name}
+        if peer.name in absent:
+            entry["status"] = absent[peer.name]
+        if samples.get(peer.name):
+            entry.setdefault("status", "ok")
+            entry["summary"] = summarise(samples[peer.name], floor)
+            entry["samples"] = [{"round": r, **s} for r, s in samples[peer.name].items()]
+        peers.append(entry)
+    return {
+        "key": row.key,
+        "title": row.title,
+        "unit": row.unit,
+        "floor": row.floor,
+        "load": row.load,
+        "peers": peers,
+        "targets": [judge(target, row, costs) for target in row.targets],
+    }
+
+
+def _figures(s: dict[str, float]) -> tuple[str, ...]:
+    ratio = spread = "-"
+    if "ratio" in s:
+        ratio = f"{s['ratio']:.2f}"
+        spread = f"{s['ratio_low']:.2f}-{s['ratio_high']:.2f}"
+    per_s = f"{s['messages_per_s']:,.0f}" if "messages_per_s" in s else "-"
+    p99 = f"{s['p99_us']:,.0f}" if "p99_us" in s else "-"
+    busy = f"{s['busy'] * 100:.0f} %" if "busy" in s else "-"
+    return f"{s['median']:.4g}", f"{s['best']:.4g}", ratio, spread, per_s, p99, busy
+
+
+def row_markdown(result: dict[str, object]) -> str:
+    """Return one row as a Markdown table with its targets below."""
+    unit = {"B": "bytes"}.get(result["unit"], result["unit"].replace("us", "µs CPU"))
+    heads = ["server", f"{unit}, median", "best"]
+    if result["floor"]:
+        heads += [f"x {result['floor']}", "spread", "per s", "p99 µs", "busy"]
+    lines = [f"### {result['title']}", "", f"| {' | '.join(heads)} |"]
+    lines.append("|---" + "|--:" * (len(heads) - 1) + "|")
+    for peer in result["peers"]:
+        name, status = peer["name"], peer.get("status", "not run")
+        cells = (status, *[""] * len(heads))
+        if "summary" in peer:
+            cells = _figures(peer["summary"])
+            name += "" if status == "ok" else f" ({status})"
+        lines.append(f"| {' | '.join([name, *cells][: len(heads)])} |")
+    lines.append("")
+    lines += [f"- {verdict_text(v)}" for v in result["targets"]]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def markdown(document: dict[str, object]) -> str:
+    """Return the whole run as Markdown."""
+    machine = document["machine"]
+    versions = [f"{k} {v}" for k, v in machine["packages"].items() if v and k != "pyloop.Loop"]
+    run = document["run"]
+    head = (
+        f"Server CPU time per message, as a ratio to a plain C echo server in the same run: "
+        f"{run['rounds']} rounds, windows of {run['seconds']:g} s, peers interleaved, server and "
+        f"generator on CPUs {machine['server_cpu']} and {machine['generator_cpu']}. "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['system']} {machine['kernel']}, "
+        f"Python {machine['python']}, {', '.join(versions)}. {machine['date']}."
+    )
+    if machine["server_cpu"] == machine["generator_cpu"]:
+        head += " **Server and generator shared one CPU: the figures are not comparable.**"
+    samples = [s for row in document["rows"] for p in row["peers"] for s in p.get("samples", ())]
+    if noisy := sum(s.get("disturbed", 0) > measure.DISTURBED for s in samples):
+        head += f" {noisy} of {len(samples)} samples were disturbed by other work on the machine."
+    if run["interrupted"]:
+        head += " **The run was interrupted.**"
+    return "\n".join([head, "", *(row_markdown(row) for row in document["rows"])])
+
+
+def write(document: dict[str, object]) -> None:
+    """Write results/latest.json and results/latest.md."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "latest.json").write_text(json.dumps(document, indent=1) + "\n")
+    text = "# pyloop benchmarks\n\nHow to read this: docs/benchmarks.md\n\n" + markdown(document)
+    (RESULTS / "latest.md").write_text(text)
+
+
+def fill_readme(document: dict[str, object], readme: Path) -> str | None:
+    """Put the tables between the README's markers. What is wrong, or None."""
+    if not readme.exists():
+        return f"{readme.name} does not exist"
+    before, begin, rest = readme.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        return f"{readme.name} has no {BEGIN} ... {END}"
+    readme.write_text(f"{before}{BEGIN}\n{markdown(document)}{END}{after}")
+    return None

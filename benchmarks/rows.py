@@ -1,0 +1,225 @@
+"""What is measured: the peers, the rows, and the targets of the rows that have one.
+
+Sizes are bytes on the wire, terminator or prefix included: a 64-byte line is 63
+characters and the newline.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import tools
+
+MIB = 1024 * 1024
+FLOOR = "C epoll"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One server to measure. `program` is a C tool or a script of servers/."""
+
+    name: str
+    program: str
+    args: tuple[str, ...] = ()
+    needs: str | None = None  # a package of tools.PROBES
+    load: dict[str, object] = field(default_factory=dict)  # overrides the row's
+
+    def command(self, python: str, framing: str) -> list[str]:
+        """The command line that starts this server."""
+        if not self.program.endswith(".py"):
+            return [str(tools.BUILD / self.program)]
+        script = str(tools.HERE / "servers" / self.program)
+        return [python, script, *self.args, "--framing", framing]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A promise about the median of `peer`.
+
+    With `against`, the ratio of costs measured in the same round: at most `at_most`
+    times the other's, or the other's at least `ahead` times ours. Without: the cost.
+    """
+
+    peer: str
+    against: str | None = None
+    at_most: float | None = None
+    ahead: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One table: peers under the same load. Ratios are to `floor`, a peer's name."""
+
+    key: str
+    title: str
+    load: dict[str, object]
+    peers: tuple[Peer, ...]
+    targets: tuple[Target, ...] = ()
+    floor: str | None = FLOOR
+    unit: str = "us/message"  # or us/MiB, us/connection, B
+    hold: int = 0  # connections of a row that measures memory
+    max_rounds: int = 1000
+
+    def load_for(self, peer: Peer) -> dict[str, object]:
+        """The generator's options for `peer`."""
+        return {**self.load, **peer.load}
+
+
+C_EPOLL = Peer(FLOOR, "floor_epoll")
+C_EPOLL_AGAIN = Peer("C epoll again", "floor_epoll")
+C_SELECT = Peer("C select", "floor_select")
+
+
+def native(backend: str, handler: str = "function", name: str = "", **load: object) -> Peer:
+    """Return pyloop's native server as a peer."""
+    args = ("--backend", backend, "--handler", handler)
+    return Peer(name or f"pyloop {backend}", "pyloop_echo.py", args, "pyloop", load)
+
+
+def on_asyncio(loop: str, kind: str, name: str = "", **load: object) -> Peer:
+    """Return a server written with asyncio, on one of its loops, as a peer."""
+    needs = {"uvloop": "uvloop", "pyloop": "pyloop.Loop"}.get(loop)
+    shown = "pyloop.Loop" if loop == "pyloop" else loop
+    args = ("--loop", loop, "--kind", kind)
+    return Peer(name or f"{shown} {kind}", "asyncio_echo.py", args, needs, load)
+
+
+def _natives() -> list[Peer]:
+    return [native(backend) for backend in ("select", "poll", "epoll", "auto")]
+
+
+def lines_row() -> Row:
+    peers = [C_EPOLL, C_EPOLL_AGAIN, *_natives(), on_asyncio("uvloop", "protocol-tuned")]
+    peers += [on_asyncio("uvloop", "streams"), on_asyncio("asyncio", "streams")]
+    return Row(
+        "lines-64",
+        "Lines echo: 64-byte lines (newline included), 16 in flight, 50 connections",
+        {"framing": "lines", "size": 64, "inflight": 16, "connections": 50},
+        tuple(peers),
+        (
+            Target("pyloop epoll", FLOOR, at_most=3.0),
+            Target("pyloop epoll", "uvloop streams", ahead=4.0),
+        ),
+    )
+
+
+def raw_row() -> Row:
+    peers = [C_EPOLL, C_EPOLL_AGAIN, C_SELECT, *_natives()]
+    peers += [on_asyncio("uvloop", "protocol"), on_asyncio("asyncio", "protocol")]
+    return Row(
+        "raw-100",
+        "Raw echo: 100 bytes, 1 in flight, 100 connections",
+        {"framing": "raw", "size": 100, "inflight": 1, "connections": 100},
+        tuple(peers),
+        (Target("pyloop epoll", FLOOR, at_most=1.25),),
+    )
+
+
+def idle_row() -> Row:
+    peers = (
+        native("epoll"),
+        native("epoll", name="pyloop epoll, Lines", framing="lines"),
+        on_asyncio("uvloop", "protocol"),
+        on_asyncio("asyncio", "protocol"),
+    )
+    return Row(
+        "idle-rss",
+        "Idle connection: resident memory each, 5,000 held after one echo each",
+        {"framing": "raw", "size": 64},
+        peers,
+        (Target("pyloop epoll", at_most=700.0),),
+        floor=None,
+        unit="B",
+        hold=5000,
+        max_rounds=3,
+    )
+
+
+def _piece_peers() -> Iterator[Peer]:
+    for mib in (1, 4, 16):
+        load = {"size": mib * MIB, "messages": 32 // mib, "warmup-messages": 1}
+        yield native("epoll", name=f"pyloop epoll, {mib} MiB", **load)
+        yield on_asyncio("uvloop", "streams", name=f"uvloop streams, {mib} MiB", **load)
+
+
+def pieces_rows() -> Iterator[Row]:
+    """Large messages in small pieces: the cost per MiB must not grow with the size."""
+    for framing, title in (("prefix4", "LengthPrefixed"), ("lines", "Lines")):
+        yield Row(
+            f"pieces-{framing}",
+            f"{title} echo: one large message at a time, sent in 1 KiB pieces 10 us apart",
+            {"framing": framing, "connections": 1, "pieces": 1024, "gap": 10, "seconds": 60},
+            tuple(_piece_peers()),
+            floor="pyloop epoll, 1 MiB",
+            unit="us/MiB",
+            max_rounds=5,
+        )
+
+
+def size_rows() -> Iterator[Row]:
+    peers = (
+        C_EPOLL,
+        native("epoll"),
+        on_asyncio("uvloop", "protocol"),
+        on_asyncio("asyncio", "protocol"),
+    )
+    for kib, connections in itertools.product((1, 10, 100), (1, 10, 100, 1000)):
+        yield Row(
+            f"raw-{kib}k-{connections}c",
+            f"Raw echo: {kib} KiB, 1 in flight, {connections} connections",
+            {"framing": "raw", "size": kib * 1024, "inflight": 1, "connections": connections},
+            peers,
+        )
+
+
+def handler_rows() -> Iterator[Row]:
+    peers = [C_EPOLL]
+    peers += [native("epoll", h, f"pyloop {h}") for h in ("function", "class", "coroutine")]
+    peers += [on_asyncio("uvloop", kind) for kind in ("protocol", "protocol-tuned", "streams")]
+    for inflight, connections in itertools.product((1, 16), (50, 500)):
+        yield Row(
+            f"handlers-{inflight}f-{connections}c",
+            f"Lines echo by kind of handler: 64-byte lines, {inflight} in flight, "
+            f"{connections} connections",
+            {"framing": "lines", "size": 64, "inflight": inflight, "connections": connections},
+            tuple(peers),
+        )
+
+
+def asyncio_rows() -> Iterator[Row]:
+    raw = {"framing": "raw", "size": 100, "inflight": 1, "connections": 100}
+    raw_title = "Raw echo: 100 bytes, 1 in flight, 100 connections"
+    lines = {"framing": "lines", "size": 64, "inflight": 16, "connections": 50}
+    shapes = (
+        ("protocol", raw_title, raw),
+        ("buffered", raw_title, raw),
+        ("streams", "Lines echo: 64-byte lines, 16 in flight, 50 connections", lines),
+    )
+    for kind, title, options in shapes:
+        peers = [on_asyncio(loop, kind) for loop in ("pyloop", "uvloop", "asyncio")]
+        row_peers = (C_EPOLL, *peers)
+        yield Row(f"asyncio-{kind}", f"asyncio {kind} by loop. {title}", options, row_peers)
+
+
+def churn_row() -> Row:
+    others = [on_asyncio(loop, "protocol") for loop in ("uvloop", "asyncio")]
+    return Row(
+        "churn",
+        "Connect, echo 64 bytes, close: 20,000 times, 50 at once",
+        {"framing": "raw", "size": 64, "connections": 50, "churn": 20000, "seconds": 120},
+        (C_EPOLL, native("epoll"), *others),
+        unit="us/connection",
+    )
+
+
+def target_rows() -> list[Row]:
+    """Return the rows that have a target: what `make bench` runs."""
+    return [lines_row(), raw_row(), idle_row()]
+
+
+def all_rows() -> list[Row]:
+    """Return every row: what `make bench-all` runs."""
+    more = itertools.chain(pieces_rows(), size_rows(), handler_rows(), asyncio_rows())
+    return [*target_rows(), *more, churn_row()]

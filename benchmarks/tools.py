@@ -1,0 +1,120 @@
+"""What the benchmarks need from the machine: compiled tools, two CPUs, facts, packages."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+BUILD = ROOT / "build" / "bench"
+
+PROGRAMS = {
+    "load": ["load.c", "load_args.c", "load_conn.c", "load_report.c"],
+    "floor_epoll": ["floor_epoll.c"],
+    "floor_select": ["floor_select.c"],
+}
+CFLAGS = ["-O2", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra"]
+
+
+class CannotRun(Exception):
+    """The benchmarks cannot start at all; the text says what is missing."""
+
+
+def compile_tools() -> None:
+    """Build the C programs into build/bench/ where they are older than their sources."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if not sys.platform.startswith("linux"):
+        raise CannotRun("the benchmarks need Linux (epoll, /proc, CPU affinity)")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    newest = max(path.stat().st_mtime for path in HERE.glob("*.[ch]"))
+    for name, sources in PROGRAMS.items():
+        target = BUILD / name
+        if target.exists() and target.stat().st_mtime > newest:
+            continue
+        if not compiler:
+            raise CannotRun("no C compiler: install cc, gcc or clang, or set CC")
+        command = [*compiler.split(), *CFLAGS, "-o", str(target)]
+        done = subprocess.run([*command, *sources], cwd=HERE, capture_output=True, text=True)
+        if done.returncode:
+            raise CannotRun(f"compiling {name} failed:\n{done.stderr}")
+
+
+def choose_cpus() -> tuple[int, int]:
+    """Return (server's CPU, generator's CPU): different ones where the mask allows."""
+    cpus = sorted(os.sched_getaffinity(0))
+    return cpus[0], cpus[-1]
+
+
+def raise_fd_limit() -> int:
+    """Raise the soft limit of open files, which servers inherit, and return it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def _ask(python: str, code: str, env: dict[str, str]) -> str | None:
+    """What `code` prints, or None when it fails."""
+    command = [python, "-c", code]
+    done = subprocess.run(command, env=env, cwd=HERE, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+PROBES = {
+    "pyloop": "import pyloop, pyloop._core; pyloop.Server, pyloop.run;"
+    "print(getattr(pyloop, '__version__', 'unversioned'))",
+    "pyloop.Loop": "import pyloop, pyloop._core; pyloop.new_event_loop;"
+    "print(getattr(pyloop, '__version__', 'unversioned'))",
+    "uvloop": "import uvloop; print(uvloop.__version__)",
+    "cffi": "import cffi; print(cffi.__version__)",
+    "python": "import platform; print(platform.python_version())",
+}
+
+
+class Packages:
+    """Which packages the server's interpreter has, and the environment it runs in.
+
+    An installed pyloop is preferred; else the checkout, when it was built in place.
+    """
+
+    def __init__(self, python: str) -> None:
+        self.python = python
+        self.env = dict(os.environ)
+        if _ask(python, PROBES["pyloop"], self.env) is None:
+            path = [str(ROOT), self.env.get("PYTHONPATH", "")]
+            self.env["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+        self.versions = {name: _ask(python, code, self.env) for name, code in PROBES.items()}
+
+    def lacks(self, needs: str | None) -> bool:
+        """Whether a peer that needs `needs` cannot run."""
+        return needs is not None and self.versions[needs] is None
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith(("model name", "Model", "cpu model")):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def machine_facts(packages: Packages, cpus: tuple[int, int]) -> dict[str, object]:
+    """What a reader needs to know of the machine; no host name, no path."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "server_cpu": cpus[0],
+        "generator_cpu": cpus[1],
+        "kernel": platform.release(),
+        "system": platform.system(),
+        "libc": " ".join(platform.libc_ver()),
+        "python": packages.versions["python"],
+        "packages": {k: v for k, v in packages.versions.items() if k not in ("python",)},
+        "load_average": os.getloadavg(),
+    }
