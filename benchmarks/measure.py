@@ -52,8 +52,11 @@ class Child:
         try:
             process.wait(5)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            pass
+        finally:  # a second Ctrl-C while waiting leaves no child behind either
+            if process.poll() is None:
+                process.kill()
+                process.wait()
         process.stdin.close()
         process.stdout.close()
         self.errors.close()

@@ -64,7 +64,7 @@ class Run:
         found = {}
         for peer in row.peers:
             if self.packages.lacks(peer.needs):
-                found[peer.name] = "not installed"
+                found[peer.name] = "not installed" if peer.needs == "uvloop" else "not built"
                 if peer.needs not in self.missing:
                     self.progress.say(f"{peer.needs} cannot be imported: {hint(peer.needs)}")
                 self.missing.add(peer.needs)

@@ -41,7 +41,8 @@ uint32_t conn_interest(const struct conn *c)
     return conn_is_reading(c) && !(flags & CONN_DRAIN) ? interest | PL_READ : interest;
 }
 
-int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, size_t len, int framed)
+int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, size_t len,
+               int framed)
 {
     const struct pl_options *options = &c->group->options;
     struct pl_wrap wrap;

@@ -12,24 +12,24 @@
 #include "pyloop.h"
 
 enum conn_flag {
-    CONN_PAUSED = 1 << 0,    /* Python wants no messages now */
-    CONN_PEER_EOF = 1 << 1,  /* the kernel reported end of stream */
-    CONN_EOF = 1 << 2,       /* the stream to frame has ended (PL_TLS: said by pl_conn_feed) */
-    CONN_EOF_TOLD = 1 << 3,  /* PL_EV_EOF was delivered */
-    CONN_FAULTED = 1 << 4,   /* PL_EV_FAULT was delivered: Python closes it */
-    CONN_DRAIN = 1 << 5,     /* pl_conn_drain: one last receive, then as if at end of stream */
-    CONN_DRAINED = 1 << 16,  /* that receive was made */
-    CONN_UNCUT = 1 << 6,     /* bytes in `in` that were not offered to the framing yet */
-    CONN_BLOCKED = 1 << 7,   /* the kernel took less than all output */
-    CONN_ABOVE = 1 << 8,     /* over high water: PL_EV_RESUME is owed */
-    CONN_RESUME = 1 << 9,    /* PL_EV_RESUME is due */
-    CONN_SHUT = 1 << 10,     /* write side to be shut, or shut, after flushing */
-    CONN_WRITE_DONE = 1 << 17,/* write side shut by pl_conn_shutdown */
-    CONN_CLOSING = 1 << 11,  /* Python is done with it; output is being flushed */
-    CONN_LINGERING = 1 << 12,/* flushed and shut; input is discarded until the peer's end of stream */
-    CONN_DEAD = 1 << 13,     /* the fd is closed; PL_EV_LOST is due */
-    CONN_IN_FLUSH = 1 << 14, /* member of the loop's flush list */
-    CONN_IN_PENDING = 1 << 15/* member of the loop's pending list */
+    CONN_PAUSED = 1 << 0,      /* Python wants no messages now */
+    CONN_PEER_EOF = 1 << 1,    /* the kernel reported end of stream */
+    CONN_EOF = 1 << 2,         /* the stream to frame has ended (PL_TLS: said by pl_conn_feed) */
+    CONN_EOF_TOLD = 1 << 3,    /* PL_EV_EOF was delivered */
+    CONN_FAULTED = 1 << 4,     /* PL_EV_FAULT was delivered: Python closes it */
+    CONN_DRAIN = 1 << 5,       /* pl_conn_drain: one last receive, then as if at end of stream */
+    CONN_DRAINED = 1 << 6,     /* that receive was made */
+    CONN_UNCUT = 1 << 7,       /* bytes in `in` that were not offered to the framing yet */
+    CONN_BLOCKED = 1 << 8,     /* the kernel took less than all output */
+    CONN_ABOVE = 1 << 9,       /* over high water: PL_EV_RESUME is owed */
+    CONN_RESUME = 1 << 10,     /* PL_EV_RESUME is due */
+    CONN_SHUT = 1 << 11,       /* the write side is to be shut after flushing */
+    CONN_WRITE_DONE = 1 << 12, /* it was, by pl_conn_shutdown */
+    CONN_CLOSING = 1 << 13,    /* Python is done with it; output is being flushed */
+    CONN_LINGERING = 1 << 14,  /* flushed and shut; input is discarded until the peer's end */
+    CONN_DEAD = 1 << 15,       /* the fd is closed; PL_EV_LOST is due */
+    CONN_IN_FLUSH = 1 << 16,   /* member of the loop's flush list */
+    CONN_IN_PENDING = 1 << 17  /* member of the loop's pending list */
 };
 
 struct group { /* what the conns of a server share */
@@ -71,12 +71,13 @@ uint32_t conn_interest(const struct conn *c);
 /* May messages be cut and delivered now? */
 static inline int conn_is_reading(const struct conn *c)
 {
-    return !(c->flags & (CONN_PAUSED | CONN_EOF_TOLD | CONN_FAULTED | CONN_CLOSING | CONN_LINGERING |
-                         CONN_DEAD));
+    return !(c->flags & (CONN_PAUSED | CONN_EOF_TOLD | CONN_FAULTED | CONN_CLOSING |
+                         CONN_LINGERING | CONN_DEAD));
 }
 
 /* Queue one message: framed by the group's framing, or as it is. 0, PL_E_*, -ENOMEM: as pl_conn_send. */
-int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, size_t len, int framed);
+int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, size_t len,
+               int framed);
 
 /* Offer queued output to the kernel. 1: all is out; 0: the kernel is full (CONN_BLOCKED); -errno. */
 int conn_flush(struct conn *c, struct chunk_pool *pool, int64_t now);

@@ -23,7 +23,8 @@ int frame_next(const struct pl_framing *f, const uint8_t *p, size_t n, size_t *s
                struct cut *cut);
 
 /* What p[0..n), in which frame_next found no message, means at end of stream. 1: the unterminated last
- * line of PL_LINES (a trailing \r is kept: no \n followed it); 0: n is 0; PL_E_INCOMPLETE. */
+ * line of PL_LINES (a trailing \r is kept: no \n followed it, and so it counts: PL_E_TOO_LONG); 0: n is 0;
+ * PL_E_INCOMPLETE. */
 int frame_finish(const struct pl_framing *f, const uint8_t *p, size_t n, struct cut *cut);
 
 #endif

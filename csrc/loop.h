@@ -1,6 +1,12 @@
-/* loop.h -- what the files of the loop share: loop.c (the tick), gather.c (readiness -> events),
- * accept.c, lifecycle.c (how a conn comes and goes), api.c (calls by id), group.c (groups and listeners), watch.c (who wants
- * what of which fd). Nothing below them sees it. */
+/* loop.h -- the record that the files of the loop share, and what they call of each other:
+ *
+ *     loop.c       the tick, and the making and guarding of a loop
+ *     api.c        calls by id
+ *     gather.c     readiness -> events        accept.c     who calls
+ *     lifecycle.c  how a conn comes and goes  group.c      groups and listeners
+ *     watch.c      who wants what of which fd
+ *
+ * Nothing below them sees it. */
 #ifndef PYLOOP_LOOP_H
 #define PYLOOP_LOOP_H
 
@@ -96,7 +102,8 @@ void accepting_resume(struct pl_loop *loop);
 void listener_drop(struct pl_loop *loop, uint32_t number);
 
 /* lifecycle.c */
-int conn_adopt(struct pl_loop *loop, struct group *g, int fd, uint64_t *id); /* 0 or -errno; then fd is untouched */
+/* 0 or -errno, and then fd is untouched. */
+int conn_adopt(struct pl_loop *loop, struct group *g, int fd, uint64_t *id);
 void conn_kill(struct pl_loop *loop, struct conn *c, int reason); /* close the fd now; PL_EV_LOST follows */
 void conn_finish(struct pl_loop *loop, struct conn *c);           /* start closing */
 void conn_push_out(struct pl_loop *loop, struct conn *c);         /* flush, and what follows from it */

@@ -114,7 +114,7 @@ int pl_reader_next(struct pl_reader *r, const struct pl_framing *f, const uint8_
                    size_t *len);
 
 /* As pl_reader_next, at end of stream: 1 for the unterminated last line of Lines,
- * 0 when nothing is left, PL_E_INCOMPLETE. */
+ * 0 when nothing is left, PL_E_INCOMPLETE, PL_E_TOO_LONG. */
 int pl_reader_finish(struct pl_reader *r, const struct pl_framing *f, const uint8_t **data,
                      size_t *len);
 

@@ -49,7 +49,8 @@ static int move_poller(struct pl_loop *loop)
 
 static bool must_move(const struct pl_loop *loop, int fd, uint32_t old)
 {
-    return loop->automatic && (fd >= pl_fdset_size() || (!old && loop->watched >= AUTO_MAX_WATCHED));
+    bool fits = fd < pl_fdset_size();
+    return loop->automatic && (!fits || (!old && loop->watched >= AUTO_MAX_WATCHED));
 }
 
 int watch_set(struct pl_loop *loop, int fd, enum owner owner, uint32_t index, uint32_t interest)

@@ -21,7 +21,6 @@ from pyloop.lowlevel import ReadBuffer
 STDIN = 0
 LINES = pyloop.Lines()
 MAX_NICK = 32  # bytes
-MAX_TEXT = LINES.max_size - 100  # so that a line still fits when it has a name before it
 CONTROLS = bytes(range(9)) + bytes(range(10, 32)) + b"\x7f"  # all but the tab
 
 
@@ -31,31 +30,27 @@ def clean(text: bytes) -> bytes:
 
 
 class Room:
-    """Who is here, by nickname. One that has not given its name yet is not."""
+    """Who is here, by nickname. A client that has not given one yet is not."""
 
     def __init__(self) -> None:
         self.clients: dict[bytes, pyloop.Connection] = {}
 
     def say(self, line: bytes, exclude: pyloop.Connection | None = None) -> None:
-        """Send a line to everybody but `exclude`."""
+        """Send a line to everybody; the longest one loses its end to the name before it."""
         for conn in self.clients.values():
             if conn is not exclude:
-                conn.send(line)
+                conn.send(line[: LINES.max_size])
 
     async def chat(self, conn: pyloop.Connection) -> None:
         """Talk with one client, from its first line to its last: the handler."""
-        nick = await self.ask_nick(conn)
-        if nick is None:
+        if (nick := await self.ask_nick(conn)) is None:
             return
-        conn.send(b"* Welcome, %s. Others here: %d." % (nick, len(self.clients)))
+        conn.send(b"* Welcome, %s. Others here: %d" % (nick, len(self.clients)))
         self.say(b"* %s has joined" % nick)
         self.clients[nick] = conn
         try:
             async for line in conn:
-                if len(line) > MAX_TEXT:
-                    conn.send(b"* That line was too long, nobody got it.")
-                else:
-                    self.say(b"%s: %s" % (nick, clean(line)), exclude=conn)
+                self.say(b"%s: %s" % (nick, clean(line)), exclude=conn)
         finally:
             del self.clients[nick]
             if conn.server.sockets:  # else the server is stopping, and everybody leaves
@@ -66,62 +61,49 @@ class Room:
         conn.send(b"* What is your nickname?")
         async for line in conn:
             nick = clean(line).strip()
-            if not 0 < len(nick) <= MAX_NICK:
-                conn.send(b"* 1 to %d bytes, please. Your nickname?" % MAX_NICK)
-            elif nick in self.clients:
-                conn.send(b"* %s is taken. Your nickname?" % nick)
-            else:
+            if 0 < len(nick) <= MAX_NICK and nick not in self.clients:
                 return nick
+            conn.send(b"* It is taken, or not of 1 to %d bytes. Another one?" % MAX_NICK)
         return None
 
 
 class Console:
-    """The operator's lines.
-
-    Standard input stays a blocking fd: a terminal shares that flag with the shell. One read for
-    each time that the loop finds it readable does not block.
-    """
+    """The operator's lines. The fd stays blocking, because a terminal shares that flag with the
+    shell; one read each time that the loop finds it readable does not block."""
 
     def __init__(self, room: Room) -> None:
-        self.room = room
-        self.buffer = ReadBuffer()
+        self.room, self.buffer = room, ReadBuffer()
 
     def open(self, server: pyloop.Server) -> None:
         """Say where the server is, and begin to read: called when it starts."""
         host, port = server.sockets[0].getsockname()[:2]
         print(f"chat server on {host}:{port}; to join: nc {host} {port}", flush=True)
         if sys.stdin is not None:  # None: started without one, and fd 0 may be anything by now
-            signal.signal(signal.SIGTTIN, signal.SIG_IGN)  # in the background, fail instead of stop
+            signal.signal(signal.SIGTTIN, signal.SIG_IGN)  # in the background, fail, do not stop
             asyncio.get_running_loop().add_reader(STDIN, self.read)
 
     def read(self) -> None:
-        """Take what is there; on end of input or an error, stop listening to the operator."""
+        """Take what is there; at the end of input, or on an error, read no more."""
         try:
             data = os.read(STDIN, 65536)
             self.buffer.feed(data)
             cut = self.buffer.next if data else self.buffer.finish
             while (line := cut(LINES)) is not None:
                 self.obey(clean(line))
-        except BlockingIOError:  # somebody else has made it non-blocking: wait for the next time
-            return
+            ended = "" if data else "end of input"
         except (OSError, pyloop.FramingError) as exc:
-            self.close(str(exc))
-        else:
-            if not data:
-                self.close("end of input")
-
-    def close(self, why: str) -> None:
-        asyncio.get_running_loop().remove_reader(STDIN)
-        print(f"console closed ({why}); the server goes on", flush=True)
+            ended = str(exc)
+        if ended:
+            asyncio.get_running_loop().remove_reader(STDIN)
+            print(f"console closed ({ended}); the server goes on", flush=True)
 
     def obey(self, line: bytes) -> None:
-        """Do what the operator says."""
-        if line.strip() == b"/who":
-            for nick, conn in self.room.clients.items():
-                print(nick.decode(errors="replace"), *conn.peername[:2])
-            print(f"{len(self.room.clients)} here", flush=True)
-        elif len(line) <= MAX_TEXT:
+        if line.strip() != b"/who":
             self.room.say(b"[operator] " + line)
+            return
+        for nick, conn in self.room.clients.items():
+            print(nick.decode(errors="replace"), *conn.peername[:2])
+        print("clients:", len(self.room.clients), flush=True)
 
 
 if __name__ == "__main__":
@@ -130,10 +112,8 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=8888, help="0 takes a free one")
     args = parser.parse_args()
     room = Room()
-    console = Console(room)
+    start = Console(room).open
     try:
-        pyloop.run(
-            pyloop.Server(room.chat, args.host, args.port, framing=LINES, on_start=console.open)
-        )
+        pyloop.run(pyloop.Server(room.chat, args.host, args.port, framing=LINES, on_start=start))
     except OSError as exc:  # the port is taken, say
         sys.exit(f"chat.py: {exc}")

@@ -1,7 +1,9 @@
 """Send back whatever comes in: the smallest server.
 
-python examples/echo.py
-nc 127.0.0.1 8888              (in another terminal; Ctrl-C ends either)
+    python examples/echo.py
+    nc 127.0.0.1 8888
+
+Run nc in another terminal; Ctrl-C ends either.
 """
 
 from __future__ import annotations

@@ -1,78 +1,59 @@
 """Ask rpc_server.py, twice: from a plain script, and from asyncio with many calls at once."""
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import json
-from typing import Any
 
 import pyloop
 
 FRAMING = pyloop.LengthPrefixed()
 
 
-def request(number: int, method: str, params: Any) -> bytes:
-    return json.dumps({"id": number, "method": method, "params": params}).encode()
-
-
-def ask_all(port: int, calls: list[tuple[str, list[Any]]]) -> list[Any]:
-    """Send all requests, then collect the replies, which come in any order. No loop is needed."""
+def ask_in_a_script(port: int) -> None:
+    """Send all requests, then take the replies. There is no loop here: receiving blocks."""
     with pyloop.dial("127.0.0.1", port, framing=FRAMING, timeout=30) as conn:
-        for number, (method, params) in enumerate(calls):
-            conn.send(request(number, method, params))
-        conn.close_writing()  # that was all: the server ends the stream after its last reply
-        replies = {reply["id"]: reply for reply in map(json.loads, conn)}
-    return [replies[number].get("result") for number in range(len(calls))]
+        for number, (method, *params) in enumerate([("sleep", 0.2), ("add", 2, 3), ("no",)]):
+            conn.send(json.dumps({"id": number, "method": method, "params": params}).encode())
+        conn.close_writing()  # that was all: the server closes after its last reply
+        for reply in conn:
+            print(reply.decode())
 
 
 class Client(pyloop.Protocol):
-    """For asyncio: `await client.call("add", 2, 3)`, from any number of tasks at once."""
-
-    def __init__(self) -> None:
-        self.waiting: dict[int, asyncio.Future[Any]] = {}
-        self.count = 0
+    """`await client.call("add", 2, 3)`, from any number of tasks at once."""
 
     def connection_made(self, conn: pyloop.Connection) -> None:
-        self.conn = conn
+        self.conn, self.count, self.waiting = conn, 0, {}
 
     def message_received(self, message: bytes) -> None:
         reply = json.loads(message)
-        future = self.waiting.pop(reply["id"])
-        if future.done():  # its caller was cancelled
-            return
-        if "error" in reply:
-            future.set_exception(RuntimeError(reply["error"]))
-        else:
-            future.set_result(reply["result"])
+        if not (future := self.waiting.pop(reply["id"])).done():  # else cancelled
+            future.set_result(reply)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         for future in self.waiting.values():
             if not future.done():
                 future.set_exception(exc or ConnectionResetError("the server has closed"))
 
-    async def call(self, method: str, *params: Any) -> Any:
+    def call(self, method: str, *params: object) -> asyncio.Future[dict]:
         self.count += 1
-        future = self.waiting[self.count] = asyncio.get_running_loop().create_future()
-        self.conn.send(request(self.count, method, params))
-        return await future
+        self.waiting[self.count] = asyncio.get_running_loop().create_future()
+        request = {"id": self.count, "method": method, "params": params}
+        self.conn.send(json.dumps(request).encode())
+        return self.waiting[self.count]
 
 
 async def ask_at_once(port: int) -> None:
     client = Client()
     conn = await pyloop.connect("127.0.0.1", port, framing=FRAMING, protocol=client)
-    print(await asyncio.gather(*(client.call("add", n, n) for n in range(10))))
-    try:
-        await client.call("nonsense")
-    except RuntimeError as exc:
-        print("refused:", exc)
+    for reply in await asyncio.gather(*(client.call("add", n, n) for n in range(10))):
+        print(reply["result"])
     conn.close()
-    await conn.wait_closed()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A client of rpc_server.py.")
     parser.add_argument("--port", type=int, default=8888)
-    args = parser.parse_args()
-    print(ask_all(args.port, [("sleep", [0.1]), ("add", [2, 3]), ("upper", ["hello"])]))
-    pyloop.run(ask_at_once(args.port))
+    port = parser.parse_args().port
+    ask_in_a_script(port)
+    pyloop.run(ask_at_once(port))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
 import sys
+from typing import Any
 
-__all__ = ["Address", "decode_sockaddr", "local_address", "show_address"]
+__all__ = ["Address", "decode_sockaddr", "local_address", "resolve", "show_address"]
 
 Address = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 """(host, port), for IPv6 (host, port, flow, scope), or a Unix path (bytes when abstract)."""
@@ -51,3 +53,18 @@ def show_address(address: object) -> str:
     if isinstance(address, bytes):
         return "@" + address.lstrip(b"\0").decode("utf-8", "replace")
     return str(address)
+
+
+async def resolve(
+    loop: asyncio.AbstractEventLoop, host: str, port: int, doing: str, flags: int = 0
+) -> list[Any]:
+    """Return getaddrinfo(3) for a stream socket.
+
+    Raises:
+        socket.gaierror: naming `doing`, the host and the port.
+    """
+    try:
+        return await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
+    except socket.gaierror as exc:
+        where = show_address((host, port))
+        raise socket.gaierror(exc.errno, f"{doing} {where}: {exc.strerror}") from None

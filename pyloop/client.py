@@ -8,14 +8,14 @@ import ssl as ssl_module
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pyloop.address import show_address
+from pyloop.address import resolve, show_address
 from pyloop.blocking import BlockingConnection
 from pyloop.connection import Connection
 from pyloop.core import check, ffi, lib
 from pyloop.framing import Framing, Raw
 from pyloop.inbox import Inbox
 from pyloop.loop import Loop, running_loop
-from pyloop.options import Group, check_framing, check_seconds, check_size, check_ssl
+from pyloop.options import Group, check_framing, check_path, check_seconds, check_size, check_ssl
 from pyloop.protocol import Owner, Protocol
 from pyloop.tls import TLSConnection
 
@@ -31,8 +31,7 @@ def _check_target(host: Any, port: Any, path: Any) -> str | None:
         return None
     if host is not None or port is not None:
         raise ValueError("expected host and port, or path; got both")
-    name = os.fsdecode(path)
-    return "\0" + name[1:] if name[:1] == "@" else name
+    return check_path(path)
 
 
 def _failed(exc: OSError, address: Any) -> OSError:
@@ -58,7 +57,7 @@ async def _connect_one(loop: Loop, family: int, kind: int, proto: int, address: 
 
 async def _connect_any(loop: Loop, host: str, port: int) -> socket.socket:
     """Try each address in turn."""
-    infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    infos = await resolve(loop, host, port, "cannot connect to")
     failures: list[OSError] = []
     for family, kind, proto, _, address in infos:
         try:

@@ -88,18 +88,18 @@ class Listening:
             undo.pop_all()
 
     def open_unix(self, path: str, backlog: int) -> None:
-        """Listen on a path, or on an abstract name that starts with "\\0" or "@".
+        """Listen on a path, or on an abstract name that starts with "\\0".
 
         A socket file on which nobody listens is replaced.
 
         Source: unix(7).
         """
-        abstract = path[:1] in ("\0", "@")
+        abstract = path[0] == "\0"
         if not abstract:
             _drop_stale(path)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.bind("\0" + path[1:] if abstract else path)
+            sock.bind(path)
             sock.listen(backlog)
         except OSError as exc:
             sock.close()

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import ssl as ssl_module
 from typing import Any
 
 from pyloop.core import check, ffi, lib
 from pyloop.framing import Framing
 
-__all__ = ["HIGH_WATER", "LOW_WATER", "Group", "check_framing", "check_seconds", "check_size"]
+__all__ = [
+    "HIGH_WATER",
+    "LOW_WATER",
+    "Group",
+    "check_framing",
+    "check_path",
+    "check_seconds",
+    "check_size",
+]
 
 HIGH_WATER, LOW_WATER = 64 * 1024, 16 * 1024
 CLOSE_TIMEOUT = 30.0
@@ -44,6 +53,16 @@ def check_size(name: str, value: Any, least: int = 1, most: int = 1 << 40) -> in
     if not least <= value <= most:
         raise ValueError(f"{name}: expected {least} to {most}, got {value}")
     return value
+
+
+def check_path(path: Any) -> str:
+    """Return a Unix socket's path, or its abstract name with a leading "\\0"."""
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"path: expected a str, bytes or os.PathLike, got {path!r}")
+    name = os.fsdecode(path)
+    if name in ("", "@", "\0"):
+        raise ValueError(f"path: expected a path or an abstract name, got {name!r}")
+    return "\0" + name[1:] if name[0] == "@" else name
 
 
 def check_ssl(name: str, context: Any) -> ssl_module.SSLContext | None:

@@ -10,12 +10,20 @@ import ssl as ssl_module
 from collections.abc import Callable, Collection, Iterator, Set
 from typing import Any
 
+from pyloop.address import resolve
 from pyloop.connection import Connection
 from pyloop.framing import Framing, Raw, as_bytes
 from pyloop.handlers import HandlerKind, classify, conversation
 from pyloop.listening import Listening, check_socket
 from pyloop.loop import Loop, running_loop
-from pyloop.options import Group, check_framing, check_seconds, check_size, check_ssl
+from pyloop.options import (
+    Group,
+    check_framing,
+    check_path,
+    check_seconds,
+    check_size,
+    check_ssl,
+)
 from pyloop.service import Service
 from pyloop.stats import ServerStats, server_stats
 
@@ -110,9 +118,7 @@ class Server:
         self._port = check_size("port", port, 0, 65535)
         if path is not None and sock is not None:
             raise ValueError("path and sock: expected one of them, got both")
-        self._path = None if path is None else os.fsdecode(path)
-        if self._path == "":
-            raise ValueError("path: expected a path or an abstract name, got ''")
+        self._path = None if path is None else check_path(path)
         self._sock = None if sock is None else check_socket(sock)
         self._framing = Raw() if framing is None else check_framing(framing)
         self._ssl = check_ssl("ssl", ssl)
@@ -202,8 +208,8 @@ class Server:
         else:
             infos: list[Any] = []
             for host in self._hosts:
-                infos += await loop.getaddrinfo(
-                    host or None, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+                infos += await resolve(
+                    loop, host, self._port, "cannot listen on", socket.AI_PASSIVE
                 )
             self._listening.open_tcp(infos, self._port, self._backlog)
 

@@ -6,11 +6,11 @@ In the test:
         port = child.next()["port"]
         child.ask("stats")  # -> a dict
 
-In the child, SCRIPT says `from faults import serve` and calls `serve(handler, backend, ...)`: a server
+In the child, SCRIPT says `from faults import serve` and calls `serve(handler, backend)`: a server
 whose loop answers the test's questions on stdin with a line of JSON on stdout. Or it does anything
 else, and prints JSON with `say`.
 
-Faults are injected by tests/shim/faults.c, an LD_PRELOAD shim that fails calls of pyloop's core only.
+Faults are injected by tests/shim/faults.c, an LD_PRELOAD shim that fails calls of the core only.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class Child:
             preload = [env.get("LD_PRELOAD", ""), str(shim)]  # libasan, if any, must be first
             env.update(LD_PRELOAD=":".join(filter(None, preload)), FAULTS_LIB=str(shim))
             env["FAULTS"] = rules
-        self._stderr = tempfile.TemporaryFile("w+")
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed by __exit__
+        self._peers: list[Peer] = []
         self.process = subprocess.Popen(
             [sys.executable, "-c", script, *args],
             stdin=subprocess.PIPE,
@@ -117,6 +118,11 @@ class Child:
         assert line, f"the child ended: {self.process.wait(TIMEOUT)}\n{self.errors()}"
         return json.loads(line)
 
+    def peer(self, port: int) -> Peer:
+        """Return a client that is closed, at the latest, with the child."""
+        self._peers.append(Peer(port))
+        return self._peers[-1]
+
     def ask(self, command: str) -> Any:
         """Ask the server's loop: "stats", "rules SPEC", "count CALL", "fds", "stop"."""
         assert self.process.stdin is not None
@@ -136,7 +142,9 @@ class Child:
         return self.process.wait(TIMEOUT)
 
     def stop(self) -> None:
-        """Stop the server in good order; nothing may have gone wrong in it."""
+        """Close the peers and stop the server in good order."""
+        for peer in self._peers:
+            peer.close()  # else each closing connection waits for them, `linger` long
         self.ask("stop")
         status = self.finish()
         assert status == 0, f"exit status {status}\n{self.errors()}"
@@ -154,6 +162,8 @@ class Child:
             self.process.kill()
         if kind is not None:
             print(self.errors()[-10000:])  # shown by pytest beside the failure
+        for peer in self._peers:
+            peer.close()
         for file in (self.process.stdin, self.process.stdout, self._stderr):
             if file is not None:
                 try:
@@ -161,6 +171,21 @@ class Child:
                 except BrokenPipeError:
                     pass
         self.process.wait(TIMEOUT)
+
+
+def still_serves(child: Child, port: int, count: int = 10) -> bool:
+    """Do `count` new peers get their echoes?"""
+    peers = [child.peer(port) for _ in range(count)]
+    answers = [peer.echo(b"new %d" % number) for number, peer in enumerate(peers)]
+    for peer in peers:
+        peer.close()
+    return all(answers)
+
+
+def wait_until(child: Child, field: str, value: int) -> None:
+    """Ask for the server's stats until `field` is at `value`."""
+    while child.ask("stats")[field] != value:
+        pass
 
 
 class Peer:
@@ -202,7 +227,8 @@ def shim_library() -> Any:
 
 def open_fds() -> list[int]:
     """Return the numbers of this process's open fds."""
-    return sorted(int(name) for name in os.listdir("/proc/self/fd"))[:-1]
+    fds = [int(name) for name in os.listdir("/proc/self/fd")]
+    return sorted(fd for fd in fds if os.path.lexists(f"/proc/self/fd/{fd}"))
 
 
 class LogTimes(logging.Handler):

@@ -1,4 +1,4 @@
-"""Plain clients for tests of servers: asyncio streams, so nothing of pyloop's own framing is in them."""
+"""Plain clients for tests of servers: asyncio streams, with nothing of pyloop's framing in them."""
 
 from __future__ import annotations
 
