@@ -9,15 +9,13 @@
 
 static struct rest rests[FDS];
 
-static void
-want(int ep, int op, int fd, unsigned events)
+static void want(int ep, int op, int fd, unsigned events)
 {
     struct epoll_event ev = {.events = events, .data.fd = fd};
     epoll_ctl(ep, op, fd, &ev);
 }
 
-static void
-accept_all(int ep, int listener)
+static void accept_all(int ep, int listener)
 {
     for (;;) {
         int fd = accept_one(listener);
@@ -32,8 +30,7 @@ accept_all(int ep, int listener)
     }
 }
 
-static void
-serve(int ep, int fd, unsigned events)
+static void serve(int ep, int fd, unsigned events)
 {
     struct rest *r = &rests[fd];
     int kept = r->bytes != NULL;

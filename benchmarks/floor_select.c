@@ -9,8 +9,7 @@ static struct rest rests[FD_SETSIZE];
 static fd_set readers, writers; /* what is wanted */
 static int highest;
 
-static void
-accept_all(int listener)
+static void accept_all(int listener)
 {
     for (;;) {
         int fd = accept_one(listener);
@@ -26,16 +25,14 @@ accept_all(int listener)
     }
 }
 
-static void
-lower_highest(void)
+static void lower_highest(void)
 {
     while (!FD_ISSET(highest, &readers) && !FD_ISSET(highest, &writers)) {
         highest--;
     }
 }
 
-static void
-serve(int fd)
+static void serve(int fd)
 {
     struct rest *r = &rests[fd];
     int rc = r->bytes ? send_rest(fd, r) : echo_once(fd, r);

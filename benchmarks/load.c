@@ -26,15 +26,13 @@
 
 static volatile sig_atomic_t stopped;
 
-static void
-on_signal(int number)
+static void on_signal(int number)
 {
     (void)number;
     stopped = 1;
 }
 
-static uint64_t
-clock_ns(clockid_t clock)
+static uint64_t clock_ns(clockid_t clock)
 {
     struct timespec t = {0};
     clock_gettime(clock, &t);
@@ -42,8 +40,7 @@ clock_ns(clockid_t clock)
 }
 
 /* What the main thread of a process has waited for a CPU, or 0 where Linux does not tell. */
-static uint64_t
-run_delay(pid_t pid)
+static uint64_t run_delay(pid_t pid)
 {
     char path[64];
     unsigned long long ran, delay = 0;
@@ -56,8 +53,7 @@ run_delay(pid_t pid)
     return delay;
 }
 
-static void
-take_reading(struct load *l, struct reading *r)
+static void take_reading(struct load *l, struct reading *r)
 {
     for (int i = 0; i < l->o.npids; i++) {
         r->cpu[i] = clock_ns(l->clocks[i]);
@@ -73,16 +69,14 @@ take_reading(struct load *l, struct reading *r)
     r->bytes = l->bytes;
 }
 
-static void
-count_error(struct load *l, const char *what, int error)
+static void count_error(struct load *l, const char *what, int error)
 {
     if (l->errors++ < 5) {
         fprintf(stderr, "load: %s%s%s\n", what, error ? ": " : "", error ? strerror(error) : "");
     }
 }
 
-static void
-drop(struct load *l, struct conn *c)
+static void drop(struct load *l, struct conn *c)
 {
     close(c->fd); /* takes it out of the epoll set as well */
     c->fd = -1;
@@ -91,16 +85,14 @@ drop(struct load *l, struct conn *c)
     l->idle[l->nidle++] = (unsigned)(c - l->conns);
 }
 
-static void
-fail(struct load *l, struct conn *c, const char *what, int error)
+static void fail(struct load *l, struct conn *c, const char *what, int error)
 {
     count_error(l, what, error);
     l->lost += c->greeted != 0;
     drop(l, c);
 }
 
-static int
-arm(struct load *l, struct conn *c)
+static int arm(struct load *l, struct conn *c)
 {
     uint32_t want = EPOLLIN | (c->to_send ? EPOLLOUT : 0u);
     if (want == c->armed) {
@@ -112,8 +104,7 @@ arm(struct load *l, struct conn *c)
     return epoll_ctl(l->ep, op, c->fd, &ev);
 }
 
-static void
-push(struct load *l, struct conn *c)
+static void push(struct load *l, struct conn *c)
 {
     int rc = conn_send(c, &l->o, &l->p);
     if (rc < 0 || arm(l, c) < 0) {
@@ -121,16 +112,14 @@ push(struct load *l, struct conn *c)
     }
 }
 
-static void
-grant(struct load *l, struct conn *c, unsigned n, uint64_t now)
+static void grant(struct load *l, struct conn *c, unsigned n, uint64_t now)
 {
     conn_grant(c, &l->o, &l->p, n, now);
     l->flying += n;
     push(l, c);
 }
 
-static void
-open_one(struct load *l)
+static void open_one(struct load *l)
 {
     struct conn *c = &l->conns[l->idle[l->nidle - 1]];
     int churn = l->o.mode == MODE_CHURN;
@@ -145,8 +134,7 @@ open_one(struct load *l)
     grant(l, c, 1, now);
 }
 
-static void
-on_echo(struct load *l, struct conn *c, unsigned n)
+static void on_echo(struct load *l, struct conn *c, unsigned n)
 {
     const struct options *o = &l->o;
     if (!c->greeted) {
@@ -171,8 +159,7 @@ on_echo(struct load *l, struct conn *c, unsigned n)
     }
 }
 
-static void
-receive(struct load *l, struct conn *c)
+static void receive(struct load *l, struct conn *c)
 {
     ssize_t got = recv(c->fd, l->buffer, BUFFER, 0);
     if (got <= 0) {
@@ -198,8 +185,7 @@ receive(struct load *l, struct conn *c)
 }
 
 /* One wait and what it brought. */
-static void
-turn(struct load *l, int timeout_ms)
+static void turn(struct load *l, int timeout_ms)
 {
     static struct epoll_event events[EVENTS];
     int n = epoll_wait(l->ep, events, EVENTS, timeout_ms);
@@ -216,8 +202,7 @@ turn(struct load *l, int timeout_ms)
 }
 
 /* Whether the run has to end before its time. */
-static int
-over(struct load *l)
+static int over(struct load *l)
 {
     uint64_t now = now_ns();
     if (l->flying && now - l->progress_ns > STALL_NS) {
@@ -231,8 +216,7 @@ over(struct load *l)
     return stopped;
 }
 
-static void
-open_all(struct load *l, uint64_t total, unsigned window)
+static void open_all(struct load *l, uint64_t total, unsigned window)
 {
     l->progress_ns = now_ns();
     while ((l->opened < total || l->greeting) && !over(l)) {
@@ -247,8 +231,7 @@ open_all(struct load *l, uint64_t total, unsigned window)
     }
 }
 
-static void
-drain(struct load *l)
+static void drain(struct load *l)
 {
     l->phase = DRAIN;
     while (l->flying && !over(l)) {
@@ -257,8 +240,7 @@ drain(struct load *l)
     l->phase = DONE;
 }
 
-static void
-grant_all(struct load *l, unsigned n)
+static void grant_all(struct load *l, unsigned n)
 {
     for (unsigned i = 0; i < l->o.connections; i++) {
         if (l->conns[i].fd >= 0) {
@@ -267,8 +249,7 @@ grant_all(struct load *l, unsigned n)
     }
 }
 
-static void
-run_load(struct load *l)
+static void run_load(struct load *l)
 {
     const struct options *o = &l->o;
     open_all(l, o->connections, SETUP_WINDOW);
@@ -297,8 +278,7 @@ run_load(struct load *l)
     drain(l);
 }
 
-static void
-run_hold(struct load *l)
+static void run_hold(struct load *l)
 {
     struct pollfd asks = {.fd = STDIN_FILENO, .events = POLLIN};
     char line[256];
@@ -323,16 +303,14 @@ run_hold(struct load *l)
     }
 }
 
-static void
-run_churn(struct load *l)
+static void run_churn(struct load *l)
 {
     take_reading(l, &l->from);
     open_all(l, l->o.churn, l->o.connections);
     take_reading(l, &l->to);
 }
 
-static int
-prepare(struct load *l)
+static int prepare(struct load *l)
 {
     struct rlimit files;
     struct sigaction action = {.sa_handler = on_signal};
@@ -354,7 +332,8 @@ prepare(struct load *l)
     l->conns = calloc(n, sizeof(*l->conns));
     l->idle = calloc(n, sizeof(*l->idle));
     uint64_t *stamps = calloc((size_t)n * l->o.inflight, sizeof(*stamps));
-    if (l->ep < 0 || !l->buffer || !l->conns || !l->idle || !stamps || pattern_init(&l->p, &l->o) < 0) {
+    if (l->ep < 0 || !l->buffer || !l->conns || !l->idle || !stamps ||
+        pattern_init(&l->p, &l->o) < 0) {
         fprintf(stderr, "load: out of memory\n");
         return -1;
     }

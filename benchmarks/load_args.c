@@ -48,8 +48,7 @@ die(const char *format, ...)
     exit(2);
 }
 
-static double
-number(const char *name, const char *text, double low, double high)
+static double number(const char *name, const char *text, double low, double high)
 {
     char *end;
     double value = strtod(text, &end);
@@ -59,8 +58,7 @@ number(const char *name, const char *text, double low, double high)
     return value;
 }
 
-static enum framing
-framing_named(const char *name)
+static enum framing framing_named(const char *name)
 {
     static const char *const names[] = {"raw", "lines", "prefix2", "prefix4"};
     for (int i = 0; i < 4; i++) {
@@ -71,8 +69,7 @@ framing_named(const char *name)
     die("--framing must be raw, lines, prefix2 or prefix4, not '%s'", name);
 }
 
-static void
-address_inet(struct options *o, const char *host, int port)
+static void address_inet(struct options *o, const char *host, int port)
 {
     struct sockaddr_in *v4 = (struct sockaddr_in *)&o->addr;
     struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)&o->addr;
@@ -80,11 +77,13 @@ address_inet(struct options *o, const char *host, int port)
     if (strcmp(host, "localhost") == 0) {
         host = "127.0.0.1";
     }
-    if (inet_pton(AF_INET, host, &v4->sin_addr) == 1 && (ntohl(v4->sin_addr.s_addr) >> 24) == 127) {
+    if (inet_pton(AF_INET, host, &v4->sin_addr) == 1 &&
+        (ntohl(v4->sin_addr.s_addr) >> 24) == 127) {
         v4->sin_family = AF_INET;
         v4->sin_port = htons((uint16_t)port);
         o->addr_len = sizeof(*v4);
-    } else if (inet_pton(AF_INET6, host, &v6->sin6_addr) == 1 && IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr)) {
+    } else if (inet_pton(AF_INET6, host, &v6->sin6_addr) == 1 &&
+               IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr)) {
         v6->sin6_family = AF_INET6;
         v6->sin6_port = htons((uint16_t)port);
         o->addr_len = sizeof(*v6);
@@ -93,8 +92,7 @@ address_inet(struct options *o, const char *host, int port)
     }
 }
 
-static void
-address_unix(struct options *o, const char *path)
+static void address_unix(struct options *o, const char *path)
 {
     struct sockaddr_un *sun = (struct sockaddr_un *)&o->addr;
     size_t len = strlen(path);
@@ -110,8 +108,7 @@ address_unix(struct options *o, const char *path)
     o->target = path;
 }
 
-static void
-check(struct options *o, const char *host, int port, const char *path)
+static void check(struct options *o, const char *host, int port, const char *path)
 {
     static const size_t least[] = {1, 2, 3, 5};
     if ((port == 0) == (path == NULL)) {
@@ -177,8 +174,7 @@ static const struct option longs[] = {
 };
 
 /* The options that are a number: its bounds, and where it goes. */
-static void
-set_number(struct options *o, int option, const char *name, const char *text)
+static void set_number(struct options *o, int option, const char *name, const char *text)
 {
     switch (option) {
     case O_CONNECTIONS: o->connections = (unsigned)number(name, text, 1, 60000); break;

@@ -25,8 +25,7 @@
 #define RING_COUNT 256
 #define SOURCES 16 /* 127.0.0.2 .. 127.0.0.17: 28,000 ports each */
 
-uint64_t
-now_ns(void)
+uint64_t now_ns(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -34,8 +33,7 @@ now_ns(void)
 }
 
 /* Message `i` of the ring: printable, so that it is legal in every framing. */
-static void
-fill_message(char *m, size_t wire, unsigned i, enum framing framing)
+static void fill_message(char *m, size_t wire, unsigned i, enum framing framing)
 {
     uint64_t x = 0x9E3779B97F4A7C15u * (i + 1);
     for (size_t k = 0; k < wire; k++) {
@@ -76,8 +74,7 @@ int pattern_init(struct pattern *p, const struct options *o)
     return 0;
 }
 
-static void
-bind_source(int fd, uint64_t serial)
+static void bind_source(int fd, uint64_t serial)
 {
     int on = 1;
     struct sockaddr_in from = {.sin_family = AF_INET};
@@ -105,7 +102,8 @@ int conn_open(struct conn *c, const struct options *o, const struct pattern *p, 
         bind_source(c->fd, serial);
     }
     setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
-    if (connect(c->fd, (const struct sockaddr *)&o->addr, o->addr_len) < 0 || fcntl(c->fd, F_SETFL, O_NONBLOCK) < 0) {
+    if (connect(c->fd, (const struct sockaddr *)&o->addr, o->addr_len) < 0 ||
+        fcntl(c->fd, F_SETFL, O_NONBLOCK) < 0) {
         error = errno == EINPROGRESS || errno == EAGAIN ? ETIMEDOUT : errno;
         close(c->fd);
         c->fd = -1;
@@ -126,8 +124,7 @@ void conn_grant(struct conn *c, const struct options *o, const struct pattern *p
     c->unseen += n * p->wire;
 }
 
-static void
-spin(double us)
+static void spin(double us)
 {
     uint64_t until = now_ns() + (uint64_t)(us * 1e3);
     while (now_ns() < until) {

@@ -3,8 +3,7 @@
 
 #include <stdio.h>
 
-static unsigned
-bucket(uint64_t v)
+static unsigned bucket(uint64_t v)
 {
     if (v < 64) {
         return (unsigned)v;
@@ -22,8 +21,7 @@ void histogram_add(struct histogram *h, uint64_t ns)
     }
 }
 
-static double
-histogram_us(const struct histogram *h, double percentile)
+static double histogram_us(const struct histogram *h, double percentile)
 {
     double left = percentile / 100 * (double)h->count;
     for (unsigned i = 0; i < HISTOGRAM_BUCKETS; i++) {
@@ -35,6 +33,23 @@ histogram_us(const struct histogram *h, double percentile)
     return (double)h->max / 1e3;
 }
 
+/* Both take the same arguments in the same order. */
+static const char as_json[] =
+    "{\"mode\": \"%s\", \"target\": \"%s\", \"connections\": %u, \"inflight\": %u, "
+    "\"size\": %zu, \"seconds\": %.6f, \"messages\": %.0f, \"messages_per_s\": %.1f, "
+    "\"bytes\": %.0f, \"server_cpu_us\": %.3f, \"server_cpu_us_per_message\": %.5f, "
+    "\"client_cpu_us\": %.3f, \"server_delay_us\": %.1f, \"client_delay_us\": %.1f, "
+    "\"p50_us\": %.2f, \"p99_us\": %.2f, \"max_us\": %.2f, "
+    "\"errors\": %llu, \"lost\": %llu, \"verified_bytes\": %llu}\n";
+
+static const char as_text[] =
+    "%s %s: %u connections, %u in flight, messages of %zu bytes\n"
+    "window %.3f s, %.0f messages, %.1f messages/s, %.0f bytes\n"
+    "server CPU %.0f us, %.4f us per message; generator CPU %.0f us\n"
+    "waited for a CPU: server %.0f us, generator %.0f us\n"
+    "latency p50 %.1f us, p99 %.1f us, max %.1f us\n"
+    "errors %llu, connections lost %llu, bytes verified %llu\n";
+
 void report(const struct load *l)
 {
     static const char *const modes[] = {"load", "hold", "churn"};
@@ -44,19 +59,7 @@ void report(const struct load *l)
     for (int i = 0; i < l->o.npids; i++) {
         cpu += (double)(b->cpu[i] - a->cpu[i]) / 1e3;
     }
-    const char *text = l->o.json
-                           ? "{\"mode\": \"%s\", \"target\": \"%s\", \"connections\": %u, \"inflight\": %u, "
-                             "\"size\": %zu, \"seconds\": %.6f, \"messages\": %.0f, \"messages_per_s\": %.1f, "
-                             "\"bytes\": %.0f, \"server_cpu_us\": %.3f, \"server_cpu_us_per_message\": %.5f, "
-                             "\"client_cpu_us\": %.3f, \"server_delay_us\": %.1f, \"client_delay_us\": %.1f, "
-                             "\"p50_us\": %.2f, \"p99_us\": %.2f, \"max_us\": %.2f, "
-                             "\"errors\": %llu, \"lost\": %llu, \"verified_bytes\": %llu}\n"
-                           : "%s %s: %u connections, %u in flight, messages of %zu bytes\n"
-                             "window %.3f s, %.0f messages, %.1f messages/s, %.0f bytes\n"
-                             "server CPU %.0f us, %.4f us per message; generator CPU %.0f us\n"
-                             "waited for a CPU: server %.0f us, generator %.0f us\n"
-                             "latency p50 %.1f us, p99 %.1f us, max %.1f us\n"
-                             "errors %llu, connections lost %llu, bytes verified %llu\n";
+    const char *text = l->o.json ? as_json : as_text;
     printf(text, modes[l->o.mode], l->o.target, l->o.connections, l->o.inflight, l->o.size, seconds,
            messages, seconds > 0 ? messages / seconds : 0, (double)(b->bytes - a->bytes), cpu,
            messages > 0 ? cpu / messages : 0, (double)(b->own_cpu - a->own_cpu) / 1e3,

@@ -53,11 +53,8 @@ static int send_message(struct pl_loop *loop, uint64_t id, const uint8_t *data, 
 {
     int rc;
     struct conn *c = find(loop, id, &rc);
-    if (!c) {
-        if (loop && rc == -ESTALE)
-            loop->counters.dropped++;
+    if (!c)
         return rc;
-    }
     if (c->flags & (CONN_SHUT | CONN_WRITE_DONE)) {
         c->group->counters->dropped++;
         return -EPIPE;

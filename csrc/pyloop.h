@@ -295,7 +295,7 @@ int pl_conn_open(struct pl_loop *loop, int group, int fd, uint64_t *id);
 
 /* Queue one framed message; it leaves in the next flush. 0; 1 when queued output has just
  * passed the high-water mark although the kernel was offered it (PL_EV_RESUME follows);
- * -ESTALE or -EPIPE when the conn is gone or closing (counted as dropped); PL_E_WRITE_LIMIT:
+ * -EPIPE when the conn is closing (counted as dropped), -ESTALE when it is gone; PL_E_WRITE_LIMIT:
  * the conn is aborted; PL_E_TOO_LONG, PL_E_TERMINATOR, PL_E_RANGE, PL_E_SIZE, -ENOMEM: nothing was queued. */
 int pl_conn_send(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len);
 

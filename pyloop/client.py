@@ -79,7 +79,6 @@ def _adopt(
 ) -> Connection:
     """Hand a connected socket to the core."""
     write_limit, read_limit = limits
-    owner = Owner(loop, framing, read_limit, write_limit)
     group = Group(
         framing,
         idle_timeout=0.0,
@@ -88,6 +87,7 @@ def _adopt(
         write_limit=write_limit,
         tls=tls,
     )
+    owner = Owner(loop, group.counters, framing, read_limit, write_limit)
     ptr, ident = loop._open_core(), ffi.new("uint64_t *")
     peer = sock.getpeername()
     group.open(ptr)

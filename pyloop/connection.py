@@ -22,7 +22,6 @@ from pyloop.protocol import Owner, Protocol, log
 __all__ = ["Connection"]
 
 _send, _write = lib.pl_conn_send, lib.pl_conn_write
-_GONE = (-errno.ESTALE, -errno.EPIPE)
 
 
 def _ignore(target: Any, message: bytes) -> None:
@@ -87,6 +86,7 @@ class Connection:
     @property
     def sockname(self) -> Address | None:
         """This side's address, or None once the connection is lost."""
+        self._check_thread()
         fd = lib.pl_conn_fd(self._ptr, self._id)
         return local_address(fd) if fd >= 0 else None
 
@@ -153,7 +153,9 @@ class Connection:
             )
         elif code in (lib.PL_E_TOO_LONG, lib.PL_E_TERMINATOR, lib.PL_E_RANGE, lib.PL_E_SIZE):
             raise refusal(self._owner.framing, code, length)
-        elif code not in _GONE:
+        elif code == -errno.ESTALE:
+            self._owner.counters.dropped += 1  # the core no longer knows whose it was
+        elif code != -errno.EPIPE:
             raise failure(code)
 
     def _pause_writing(self) -> None:
@@ -354,8 +356,13 @@ class Connection:
             return
         if isinstance(self._target, Inbox):
             self._target.end(None)
-        elif not (isinstance(self._target, Protocol) and self._guard(self._target.eof_received)):
-            self.close()
+            return
+        keep = False
+        try:
+            keep = isinstance(self._target, Protocol) and self._guard(self._target.eof_received)
+        finally:
+            if not keep:
+                self.close()
 
     def _faulted(self, reason: int) -> None:
         """The core stopped reading: a framing error or a time-out."""
@@ -382,13 +389,14 @@ class Connection:
         if isinstance(target, Inbox):
             self._target = target
         self._close_input(self._exc)
-        if isinstance(target, Protocol):
-            try:
+        try:
+            if isinstance(target, Protocol):
                 target.connection_lost(self._exc)
-            except Exception as exc:
-                where = show_address(self.peername)
-                log.error("connection_lost of %s raised", where, exc_info=exc)
-        for closer in self._closers or ():
-            if not closer.done():
-                closer.set_result(None)
-        self._owner.forget(self)
+        except Exception as exc:
+            where = show_address(self.peername)
+            log.error("connection_lost of %s raised", where, exc_info=exc)
+        finally:
+            for closer in self._closers or ():
+                if not closer.done():
+                    closer.set_result(None)
+            self._owner.forget(self)

@@ -44,12 +44,18 @@ class Protocol:
 class Owner:
     """What a Connection belongs to: a server, or the call that dialled it."""
 
-    __slots__ = ("framing", "loop", "read_limit", "server", "write_limit")
+    __slots__ = ("counters", "framing", "loop", "read_limit", "server", "write_limit")
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, framing: Framing, read_limit: int, write_limit: int
+        self,
+        loop: asyncio.AbstractEventLoop,
+        counters: Any,
+        framing: Framing,
+        read_limit: int,
+        write_limit: int,
     ) -> None:
         self.loop = loop
+        self.counters = counters
         self.framing = framing
         self.read_limit = read_limit
         self.write_limit = write_limit

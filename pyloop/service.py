@@ -42,7 +42,8 @@ class Service(Owner):
     )
 
     def __init__(self, server: Server, loop: Loop) -> None:
-        super().__init__(loop, server._framing, server._read_limit, server._write_limit)
+        counters = server._group.counters
+        super().__init__(loop, counters, server._framing, server._read_limit, server._write_limit)
         self.server = server
         self.stopping = False
         self.connections: set[Connection] = set()

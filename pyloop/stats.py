@@ -53,8 +53,6 @@ class LoopStats:
     """Time spent between two waits."""
     wakes: int
     """Waits ended by another thread."""
-    dropped: int
-    """Sends to a connection that was gone."""
 
 
 _SERVER_FIELDS = tuple(ServerStats.__dataclass_fields__)
@@ -74,5 +72,4 @@ def loop_stats(backend: str, counters: Any) -> LoopStats:
         wait_seconds=counters.wait_ns / 1e9,
         busy_seconds=counters.busy_ns / 1e9,
         wakes=counters.wakes,
-        dropped=counters.dropped,
     )

@@ -1,4 +1,4 @@
-"""Plain clients for tests of servers: asyncio streams, with nothing of pyloop's framing in them."""
+"""The two ends of a test: plain clients, and a server that hands its connections to the test."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import socket
 import struct
+
+import pyloop
 
 RESET = struct.pack("ii", 1, 0)
 """SO_LINGER's value with which close() resets."""
@@ -68,3 +70,39 @@ async def until(condition):
     """Turn the loop until `condition()` holds: for states that no event tells of."""
     while not condition():
         await asyncio.sleep(0)
+
+
+class Serving:
+    """A server whose connections stay open and come to the test: `async with serving() as s`."""
+
+    def __init__(self, **options):
+        self.arrivals = asyncio.Queue()
+        self.server = pyloop.Server(lambda: Held(self), **options)
+
+    async def __aenter__(self):
+        await self.server.start()
+        return self
+
+    async def __aexit__(self, *exc_info):
+        await self.server.stop()
+
+    async def conn(self):
+        return await self.arrivals.get()
+
+
+class Held(pyloop.Protocol):
+    def __init__(self, serving):
+        self.serving = serving
+        self.messages = []
+        self.lost = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, conn):
+        self.conn = conn
+        conn.state = self
+        self.serving.arrivals.put_nowait(conn)
+
+    def message_received(self, message):
+        self.messages.append(message)
+
+    def connection_lost(self, exc):
+        self.lost.set_result(exc)

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from test_examples import SECONDS, Example, bind, command, environment, running
 
 CLIENTS = 100
@@ -139,7 +138,6 @@ def test_line_over_the_limit_ends_its_sender_only() -> None:
         assert ana.said() == b""
         bo.conn.shutdown(socket.SHUT_WR)
         assert bo.said() == b""
-        assert example.interrupt() == (0, END, "")
 
 
 def test_port_that_is_taken_is_named() -> None:
@@ -221,19 +219,29 @@ def still_serving(clients: list[Client]) -> None:
     assert ana.said() == b"bo: yes\n"
 
 
+def serves_and_ends(example: Example) -> None:
+    """Clients may join, talk and leave, and Ctrl-C ends it without another word."""
+    with joined(example, b"ana", b"bo") as clients:
+        still_serving(clients)
+    assert not is_nonblocking(example.process.pid, 1)
+    assert example.interrupt() == (0, "", "")
+    bind(example.port)
+
+
 def test_operator_on_a_pipe(backend: str) -> None:
     ours, theirs = os.pipe()
     flags = fcntl.fcntl(ours, fcntl.F_GETFL)
-    with running("chat.py", backend, ours) as example, joined(example, b"ana", b"bo") as clients:
-        operate(example, clients, lambda data: os.write(theirs, data))
-        os.write(theirs, b"cut ")
-        os.write(theirs, b"in two\nand no newline")
-        os.close(theirs)
-        assert example.line() == END
-        for client in clients:
-            assert client.said() == b"[operator] cut in two\n"
-            assert client.said() == b"[operator] and no newline\n"
-        still_serving(clients)
+    with running("chat.py", backend, ours) as example:
+        with joined(example, b"ana", b"bo") as clients:
+            operate(example, clients, lambda data: os.write(theirs, data))
+            os.write(theirs, b"cut ")
+            os.write(theirs, b"in two\nand no newline")
+            os.close(theirs)
+            assert example.line() == END
+            for client in clients:
+                assert client.said() == b"[operator] cut in two\n"
+                assert client.said() == b"[operator] and no newline\n"
+            still_serving(clients)
         assert example.interrupt() == (0, "", "")
     assert fcntl.fcntl(ours, fcntl.F_GETFL) == flags
     assert not flags & os.O_NONBLOCK
@@ -243,11 +251,12 @@ def test_operator_on_a_pipe(backend: str) -> None:
 def test_operator_on_a_terminal(backend: str) -> None:
     ours, theirs = os.openpty()
     flags = fcntl.fcntl(theirs, fcntl.F_GETFL)
-    with running("chat.py", backend, theirs) as example, joined(example, b"ana", b"bo") as clients:
-        operate(example, clients, lambda data: os.write(ours, data))
-        os.write(ours, b"\x04")  # Ctrl-D
-        assert example.line() == END
-        still_serving(clients)
+    with running("chat.py", backend, theirs) as example:
+        with joined(example, b"ana", b"bo") as clients:
+            operate(example, clients, lambda data: os.write(ours, data))
+            os.write(ours, b"\x04")  # Ctrl-D
+            assert example.line() == END
+            still_serving(clients)
         assert example.interrupt() == (0, "", "")
     assert fcntl.fcntl(theirs, fcntl.F_GETFL) == flags
     assert not flags & os.O_NONBLOCK
@@ -263,28 +272,21 @@ def test_operator_in_a_file_is_read_to_its_end(backend: str, tmp_path: Path) -> 
         with running("chat.py", backend, typed) as example:
             assert example.line() == "clients: 0\n"
             assert example.line() == END
-            with joined(example, b"ana", b"bo") as clients:
-                still_serving(clients)
-                assert not is_nonblocking(example.process.pid, 0)
-                assert example.interrupt() == (0, "", "")
+            assert not is_nonblocking(example.process.pid, 0)
+            serves_and_ends(example)
         assert fcntl.fcntl(typed, fcntl.F_GETFL) == flags
 
 
 def test_operator_at_dev_null_ends_at_once(backend: str) -> None:
     with running("chat.py", backend) as example:
         assert example.line() == END
-        with joined(example, b"ana", b"bo") as clients:
-            still_serving(clients)
-            assert example.interrupt() == (0, "", "")
+        serves_and_ends(example)
 
 
 def test_without_standard_input_the_server_serves(backend: str) -> None:
     closed = ("sh", "-c", 'exec "$@" <&-', "sh")
     with running("chat.py", backend, wrap=closed) as example:
-        with joined(example, b"ana", b"bo") as clients:
-            still_serving(clients)
-            assert example.interrupt() == (0, "", "")
-            bind(example.port)
+        serves_and_ends(example)
 
 
 def test_console_that_cannot_be_read_is_closed(backend: str, tmp_path: Path) -> None:
@@ -293,9 +295,7 @@ def test_console_that_cannot_be_read_is_closed(backend: str, tmp_path: Path) -> 
             assert example.line() == (
                 "console closed ([Errno 9] Bad file descriptor); the server goes on\n"
             )
-            with joined(example, b"ana", b"bo") as clients:
-                still_serving(clients)
-                assert example.interrupt() == (0, "", "")
+            serves_and_ends(example)
 
 
 def test_operator_line_over_the_limit_closes_the_console(tmp_path: Path) -> None:
@@ -317,3 +317,25 @@ def test_ctrl_c_typed_at_the_terminal_ends_it(backend: str) -> None:
         assert not is_nonblocking(pid, 0)
         keyboard.write(b"\x03")
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_server_in_the_background_of_a_terminal_is_not_stopped_by_typing(backend: str) -> None:
+    job = ("sh", "-c", 'set -m; "$@" & echo "job $!."; wait $!; echo "status $?."', "sh")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execvpe("sh", [*job, *command("chat.py", "--port", "0")], environment(backend))
+    with open(terminal, "rb+", buffering=0) as keyboard:
+        seen = b""
+
+        def wait_for(pattern: bytes) -> bytes:
+            nonlocal seen
+            while not (found := re.search(pattern, seen)):
+                seen += keyboard.read(1000)
+            return found[1]
+
+        wait_for(rb"(chat server on)")
+        keyboard.write(b"meant for the shell\n")
+        wait_for(rb"(console closed \(\[Errno 5\] Input/output error\); the server goes on)")
+        os.kill(int(wait_for(rb"job (\d+)\.")), signal.SIGINT)
+        assert wait_for(rb"status (\d+)\.") == b"0"
+        os.waitpid(pid, 0)

@@ -47,8 +47,10 @@ class Example:
     def interrupt(self) -> tuple[int, str, str]:
         """Ctrl-C: exit status, the rest of its output, its errors."""
         self.process.send_signal(signal.SIGINT)
-        out, err = self.process.communicate(timeout=SECONDS)
-        return self.process.returncode, out, err
+        assert self.process.stdout
+        assert self.process.stderr
+        out, err = self.process.stdout.read(), self.process.stderr.read()
+        return self.process.wait(SECONDS), out, err
 
 
 def command(name: str, *args: str) -> list[str]:
@@ -186,13 +188,14 @@ BAD_REQUESTS = {
 @pytest.mark.parametrize("request_bytes", BAD_REQUESTS, ids=bytes.decode)
 def test_rpc_bad_request_is_answered_and_harms_nobody(request_bytes: bytes) -> None:
     number, error = BAD_REQUESTS[request_bytes]
-    with running("rpc_server.py") as example, dial(example) as conn:
-        conn.send(request_bytes)
-        reply = json.loads(conn.receive() or b"")
-        assert reply["id"] == number
-        assert reply["error"].startswith(error)
-        ask(conn, {"id": 9, "method": "add", "params": [1, 1]})
-        assert json.loads(conn.receive() or b"") == {"id": 9, "result": 2}
+    with running("rpc_server.py") as example:
+        with dial(example) as conn:
+            conn.send(request_bytes)
+            reply = json.loads(conn.receive() or b"")
+            assert reply["id"] == number
+            assert reply["error"].startswith(error)
+            ask(conn, {"id": 9, "method": "add", "params": [1, 1]})
+            assert json.loads(conn.receive() or b"") == {"id": 9, "result": 2}
         assert example.interrupt() == (0, "", "")
 
 
