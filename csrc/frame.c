@@ -154,12 +154,14 @@ int frame_finish(const struct pl_framing *f, const uint8_t *p, size_t n, struct 
 
 static int wrap_lines(const uint8_t *data, size_t len, struct pl_wrap *wrap)
 {
-    /* The receiver would drop a \r at the end. */
-    if (len > 0 && (data[len - 1] == '\r' || memchr(data, '\n', len))) {
+    if (len > 0 && memchr(data, '\n', len)) {
         return PL_E_TERMINATOR;
     }
-    wrap->tail[0] = '\n';
-    wrap->tail_len = 1;
+    /* The receiver drops a \r before the \n: give it one to drop, so that the payload's own stays. */
+    if (len > 0 && data[len - 1] == '\r') {
+        wrap->tail[wrap->tail_len++] = '\r';
+    }
+    wrap->tail[wrap->tail_len++] = '\n';
     return 0;
 }
 

@@ -46,7 +46,7 @@ enum pl_error {
 
 enum pl_framing_kind {
     PL_RAW = 0,     /* what one receive gave */
-    PL_LINES = 1,   /* ends with \n; a \r before it is dropped */
+    PL_LINES = 1,   /* ends with \n; one \r before it is dropped */
     PL_DELIM = 2,   /* ends with sep */
     PL_PREFIX = 3,  /* an unsigned length of `width` bytes, then the message */
     PL_VARINT = 4,  /* the length as LEB128, at most 10 bytes */
@@ -269,7 +269,7 @@ struct pl_options {
     int64_t close_timeout;   /* ns that a closing conn waits for the kernel to take output */
     int64_t linger;          /* ns that a closed conn waits for the peer's end of stream */
     uint64_t write_limit;    /* bytes queued beyond which a further send aborts; 0 = none */
-    uint64_t high_water;     /* bytes queued above which sends return 1 */
+    uint64_t high_water;     /* bytes queued above which sends return 1; 0: all are flushed at once */
     uint64_t low_water;      /* bytes queued at or below which PL_EV_RESUME comes */
     uint32_t max_connections;/* accepting pauses at this many; 0 = none */
     uint32_t flags;          /* enum pl_flag */

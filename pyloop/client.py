@@ -14,6 +14,7 @@ from pyloop.connection import Connection
 from pyloop.core import check, ffi, lib
 from pyloop.framing import Framing, Raw
 from pyloop.inbox import Inbox
+from pyloop.listening import stream_socket
 from pyloop.loop import Loop, running_loop
 from pyloop.options import Group, check_framing, check_path, check_seconds, check_size, check_ssl
 from pyloop.protocol import Owner, Protocol
@@ -41,8 +42,8 @@ def _failed(exc: OSError, address: Any) -> OSError:
     return OSError(exc.errno, f"cannot connect to {where}: {exc.strerror or exc}")
 
 
-async def _connect_one(loop: Loop, family: int, kind: int, proto: int, address: Any) -> Any:
-    sock = socket.socket(family, kind, proto)
+async def _connect_one(loop: Loop, family: int, proto: int, address: Any) -> socket.socket:
+    sock = stream_socket(family, proto)
     try:
         sock.setblocking(False)
         await loop.sock_connect(sock, address)
@@ -59,9 +60,9 @@ async def _connect_any(loop: Loop, host: str, port: int) -> socket.socket:
     """Try each address in turn."""
     infos = await resolve(loop, host, port, "cannot connect to")
     failures: list[OSError] = []
-    for family, kind, proto, _, address in infos:
+    for family, _, proto, _, address in infos:
         try:
-            return await _connect_one(loop, family, kind, proto, address)  # type: ignore[no-any-return]
+            return await _connect_one(loop, family, proto, address)
         except OSError as exc:
             failures.append(exc)
     raise _all_failed(host, port, failures)
@@ -169,7 +170,7 @@ async def connect(
         assert host is not None and port is not None
         sock = await _connect_any(loop, host, port)
     else:
-        sock = await _connect_one(loop, socket.AF_UNIX, socket.SOCK_STREAM, 0, name)
+        sock = await _connect_one(loop, socket.AF_UNIX, 0, name)
     try:
         conn = _adopt(loop, sock, rule, context is not None, limits)
     except BaseException:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 from pyloop.address import Address, decode_sockaddr, local_address, show_address
@@ -310,24 +310,6 @@ class Connection:
     def _start_protocol(self, protocol: Any) -> None:
         self._attach(type(protocol).message_received, protocol)
         self._guard(protocol.connection_made, self)
-
-    def _start_conversation(self, handler: Callable[[Connection], Coroutine[Any, Any, Any]]) -> Any:
-        """Give it an inbox, and a task that runs `handler`."""
-        self._attach(Inbox.push, Inbox(self))
-        return self._owner.loop.create_task(self._converse(handler))
-
-    async def _converse(self, handler: Callable[[Connection], Coroutine[Any, Any, Any]]) -> None:
-        try:
-            await handler(self)
-        except asyncio.CancelledError:
-            self.abort()
-            raise
-        except Exception as exc:
-            # A peer that went away, or a close of its own, ends a conversation without a log entry.
-            if exc is not self._exc and not (self.is_closing and isinstance(exc, ConnectionClosed)):
-                self._fail(exc)
-        else:
-            self.close()
 
     def _drain_input(self) -> None:
         """Take one last receive, then see end of stream: the server is stopping."""

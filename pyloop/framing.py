@@ -92,6 +92,9 @@ class Raw(Framing):
 class Lines(Framing):
     r"""Messages end with \n, and a \r before it is dropped. Sending adds \n.
 
+    A message that itself ends with \r is sent with \r\n behind it, so that it arrives whole: what
+    one peer sent can always be sent on to another.
+
     At end of stream an unterminated last line is a message too.
 
     Args:
@@ -197,7 +200,7 @@ def refusal(framing: Framing, code: int, payload_len: int) -> Exception:
     """
     message = f"message of {payload_len} byte{'' if payload_len == 1 else 's'}"
     if isinstance(framing, Lines):
-        terminator = r"contains \n or ends with \r"
+        terminator = r"contains \n"
     else:
         terminator = "contains the separator, or would with the one sent after it"
     reasons = {

@@ -1,7 +1,8 @@
-"""Tell the kinds of handlers apart, once, when a server is made."""
+"""The kinds of handlers: told apart once, when a server is made, and what runs the async ones."""
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import functools
 import inspect
@@ -9,9 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from pyloop.connection import Connection
+from pyloop.errors import ConnectionClosed
 from pyloop.protocol import Protocol
 
-__all__ = ["HandlerKind", "classify", "describe_kinds"]
+__all__ = ["HandlerKind", "classify", "converse", "describe_kinds", "one_by_one"]
 
 
 class HandlerKind(enum.Enum):
@@ -80,13 +82,32 @@ def classify(handler: Any) -> HandlerKind:
     raise _wrong(handler, f"takes {signature}")
 
 
-def conversation(
-    handler: Callable[[Connection, bytes], Any],
-) -> Callable[[Connection], Any]:
-    """Make a conversation of an async per-message handler: in order, one at a time."""
+def one_by_one(handler: Callable[[Connection, bytes], Any]) -> Callable[[Connection], Any]:
+    """Make a conversation of an async per-message handler: in order, the next one waits."""
 
     async def converse(conn: Connection) -> None:
         async for message in conn:
             await handler(conn, message)
 
     return converse
+
+
+async def converse(conn: Connection, handler: Callable[[Connection], Any]) -> None:
+    """Run a conversation to its end: it closes its connection, and what it raises aborts it."""
+    try:
+        await handler(conn)
+    except asyncio.CancelledError:
+        conn.abort()
+        raise
+    except Exception as exc:
+        if not _is_an_ending(conn, exc):
+            conn._fail(exc)
+    else:
+        conn.close()
+
+
+def _is_an_ending(conn: Connection, exc: BaseException) -> bool:
+    """Is it how a conversation ends when the peer leaves, or after a close of its own?"""
+    if isinstance(exc, BaseExceptionGroup):
+        return all(_is_an_ending(conn, inner) for inner in exc.exceptions)
+    return exc is conn._exc or (conn.is_closing and isinstance(exc, ConnectionClosed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import stat
@@ -12,7 +13,21 @@ from typing import Any
 
 from pyloop.address import show_address
 
-__all__ = ["Listening"]
+__all__ = ["Listening", "check_socket", "stream_socket"]
+
+
+def stream_socket(family: int, proto: int = 0) -> socket.socket:
+    """Make a stream socket whose fd is above those of stdin, stdout and stderr.
+
+    A process that was started without them must not find its listener where it looks for input.
+    """
+    sock = socket.socket(family, socket.SOCK_STREAM, proto)
+    if sock.fileno() > 2:
+        return sock
+    try:
+        return socket.socket(fileno=fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
+    finally:
+        sock.close()
 
 
 def _failed(exc: OSError, what: str) -> OSError:
@@ -20,9 +35,9 @@ def _failed(exc: OSError, what: str) -> OSError:
 
 
 def _listen_tcp(info: Any, port: int, backlog: int) -> socket.socket:
-    family, kind, proto, _, address = info
+    family, _, proto, _, address = info
     address = (address[0], port, *address[2:])
-    sock = socket.socket(family, kind, proto)
+    sock = stream_socket(family, proto)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -42,7 +57,7 @@ def _drop_stale(path: str) -> None:
             return
     except FileNotFoundError:
         return
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    probe = stream_socket(socket.AF_UNIX)
     try:
         probe.setblocking(False)  # a full backlog is somebody listening, too
         probe.connect(path)
@@ -97,7 +112,7 @@ class Listening:
         abstract = path[0] == "\0"
         if not abstract:
             _drop_stale(path)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = stream_socket(socket.AF_UNIX)
         try:
             sock.bind(path)
             sock.listen(backlog)

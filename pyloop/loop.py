@@ -112,7 +112,10 @@ class CoreSelector(selectors.BaseSelector):
         return check(code)
 
     def _watch(self, fd: int, events: int) -> None:
-        code = lib.pl_watch(self.ptr, fd, events)
+        self.check_fd(lib.pl_watch(self.ptr, fd, events), fd)
+
+    def check_fd(self, code: int, fd: int) -> None:
+        """As check, for a call that begins to watch `fd`."""
         if code == -errno.ERANGE:
             raise ValueError(
                 f"fd {fd} is not below FD_SETSIZE ({lib.pl_fdset_size()}), the limit of "

@@ -13,7 +13,7 @@ from typing import Any
 from pyloop.address import resolve
 from pyloop.connection import Connection
 from pyloop.framing import Framing, Raw, as_bytes
-from pyloop.handlers import HandlerKind, classify, conversation
+from pyloop.handlers import HandlerKind, classify, one_by_one
 from pyloop.listening import Listening, check_socket
 from pyloop.loop import Loop, running_loop
 from pyloop.options import (
@@ -113,7 +113,7 @@ class Server:
         self._kind = classify(handler)
         self._handler = handler
         if self._kind is HandlerKind.ASYNC_MESSAGE:
-            self._handler = conversation(handler)
+            self._handler = one_by_one(handler)
         self._hosts = _check_hosts(host)
         self._port = check_size("port", port, 0, 65535)
         if path is not None and sock is not None:

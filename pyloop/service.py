@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyloop.connection import Connection
-from pyloop.core import check, lib
-from pyloop.handlers import HandlerKind
+from pyloop.core import lib
+from pyloop.handlers import HandlerKind, converse
+from pyloop.inbox import Inbox
 from pyloop.protocol import Owner, Protocol, log
 from pyloop.tls import TLSConnection
 
@@ -30,6 +31,7 @@ class Service(Owner):
 
     __slots__ = (
         "_begin",
+        "_core",
         "_dispatch",
         "_group",
         "_idle",
@@ -50,6 +52,7 @@ class Service(Owner):
         self.tasks: set[asyncio.Task[None]] = set()
         self._idle: asyncio.Future[None] | None = None
         self._refused_at = -_REFUSED_LOG_SECONDS
+        self._core = loop._core
         self._dispatch = loop._core.dispatch
         self._ptr = loop._open_core()
         self._group = server._group
@@ -64,7 +67,12 @@ class Service(Owner):
             return lambda conn: conn._attach(handler, conn)
         if server._kind is HandlerKind.PROTOCOL:
             return lambda conn: conn._start_protocol(_make_protocol(handler))
-        return lambda conn: self._track(conn._start_conversation(handler))
+
+        def begin(conn: Connection) -> None:
+            conn._attach(Inbox.push, Inbox(conn))
+            self._track(self.loop.create_task(converse(conn, handler)))
+
+        return begin
 
     def _track(self, task: asyncio.Task[None]) -> None:
         self.tasks.add(task)
@@ -76,8 +84,10 @@ class Service(Owner):
 
     def accept(self, sockets: tuple[socket.socket, ...]) -> None:
         """Begin to accept on listening sockets, whose fds the core borrows."""
+        core = self._core
         for sock in sockets:
-            check(lib.pl_listener_open(self._ptr, self._group.number, sock.fileno()))
+            code = lib.pl_listener_open(self._ptr, self._group.number, sock.fileno())
+            core.check_fd(code, sock.fileno())
 
     def refuse_more(self, sockets: tuple[socket.socket, ...]) -> None:
         """Stop accepting."""

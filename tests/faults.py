@@ -288,16 +288,17 @@ def serve(
     backend: str,
     *,
     framing: Any = None,
-    on_start: Callable[[], object] = lambda: None,
+    on_start: Callable[[], Any] = lambda: None,
     **options: Any,
 ) -> None:
     """Run a server, say its port and pid, and answer questions until told to stop."""
     log = LogTimes()
     logging.getLogger("pyloop").addHandler(log)
 
-    def started(server: pyloop.Server) -> None:
+    async def started(server: pyloop.Server) -> None:
         _Control(server, log)
-        on_start()
+        if asyncio.iscoroutine(result := on_start()):
+            await result
         say(port=server.port, pid=os.getpid())
 
     framing = pyloop.Lines() if framing is None else framing

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
+import ssl
 import struct
+
+import trustme
 
 import pyloop
 
@@ -64,6 +68,17 @@ async def read_all(sock):
     while piece := await loop.sock_recv(sock, 1 << 16):
         pieces.append(piece)
     return b"".join(pieces)
+
+
+@functools.cache
+def tls_contexts():
+    """A server's and a client's SSLContext, which trust each other on 127.0.0.1."""
+    authority = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1", "localhost").configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    return server, client
 
 
 async def until(condition):

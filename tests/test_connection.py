@@ -150,12 +150,12 @@ def test_ids_are_never_used_twice_and_a_stale_one_reaches_nobody(run):
         ids = set()
         async with Serving() as serving:
             for _ in range(50):
-                async with peer_of(serving.server) as (reader, writer):
+                async with peer_of(serving.server):
                     conn = await serving.conn()
                     ids.add(conn.id)
                     conn.abort()
                 await conn.state.lost
-            async with peer_of(serving.server) as (reader, writer):
+            async with peer_of(serving.server) as (reader, _):
                 fresh = await serving.conn()
                 conn.send(b"stale")
                 conn.abort()

@@ -61,14 +61,10 @@ FORK = """if True:
             assert os.waitpid(pid, 0)[1] == 0
             conn.send(b"forked")
 
-    async def start():
-        global stdlib
-        stdlib = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
-
-    def begin():
-        global loop, task
+    async def begin():
+        global loop, stdlib
         loop = asyncio.get_running_loop()
-        task = loop.create_task(start())
+        stdlib = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
 
     try:
         serve(handle, sys.argv[1], on_start=begin)

@@ -175,7 +175,30 @@ def test_exit_from_a_coroutine_handler_leaves_run(backend, error):
             peer.send(b"x")
 
         with pytest.raises(type(error)):
-            pyloop.run(pyloop.Server(handler, on_start=on_start), backend=backend)
+            pyloop.run(pyloop.Server(handler, on_start=on_start, drain_timeout=0), backend=backend)
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_conversation_that_exits_ends_its_connection(loop, error):
+    async def handler(conn):
+        await conn.receive()
+        raise error
+
+    async def visit(server):
+        async with peer_of(server) as (reader, writer):
+            writer.write(b"x")
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+
+    server = pyloop.Server(handler, drain_timeout=0)
+    loop.run_until_complete(server.start())
+    task = loop.create_task(visit(server))
+    with pytest.raises(error):
+        loop.run_until_complete(task)
+    try:
+        loop.run_until_complete(asyncio.wait_for(task, 5))
+    finally:
+        loop.run_until_complete(server.stop())
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])

@@ -1,4 +1,4 @@
-"""A process without stdin, stdout and stderr: the core never takes their numbers for its own fds."""
+"""A process without stdin, stdout and stderr: the core never takes those numbers for its fds."""
 
 from __future__ import annotations
 

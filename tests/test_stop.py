@@ -15,7 +15,8 @@ TEXT = bytes(range(256)) * 782  # 200,192 bytes
 def test_idle_connections_get_end_of_stream_at_once(run):
     async def main():
         async with Serving(drain_timeout=60) as serving:
-            async with peer_of(serving.server) as (reader1, w1), peer_of(serving.server) as (r2, w2):
+            first, second = peer_of(serving.server), peer_of(serving.server)
+            async with first as (reader1, w1), second as (r2, w2):
                 conns = [await serving.conn(), await serving.conn()]
                 stopping = asyncio.create_task(serving.server.stop())
                 assert (await reader1.read(), await r2.read()) == (b"", b"")
