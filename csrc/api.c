@@ -48,6 +48,33 @@ static int relieve(struct pl_loop *loop, struct conn *c)
     return 1;
 }
 
+/* May another message be queued, with `waiting` bytes more outside the core? Tested before queuing, so that
+ * one message of any size may go. */
+static int admit(struct pl_loop *loop, struct conn *c, size_t waiting)
+{
+    uint64_t limit = c->group->options.write_limit;
+    if (c->flags & (CONN_SHUT | CONN_WRITE_DONE)) {
+        c->group->counters->dropped++;
+        return -EPIPE;
+    }
+    if (!limit || c->out.len + waiting <= limit)
+        return 0;
+    c->group->counters->write_limit_aborts++;
+    pl_conn_abort(loop, c->id, PL_E_WRITE_LIMIT);
+    return PL_E_WRITE_LIMIT;
+}
+
+int pl_conn_admit(struct pl_loop *loop, uint64_t id, size_t waiting)
+{
+    int rc;
+    struct conn *c = find(loop, id, &rc);
+    if (!c)
+        return rc;
+    rc = admit(loop, c, waiting);
+    c->group->counters->messages_out += rc == 0;
+    return rc;
+}
+
 static int send_message(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len,
                         int framed)
 {
@@ -55,18 +82,12 @@ static int send_message(struct pl_loop *loop, uint64_t id, const uint8_t *data, 
     struct conn *c = find(loop, id, &rc);
     if (!c)
         return rc;
-    if (c->flags & (CONN_SHUT | CONN_WRITE_DONE)) {
-        c->group->counters->dropped++;
-        return -EPIPE;
-    }
-    rc = conn_queue(c, &loop->pool, data, len, framed);
-    if (rc == PL_E_WRITE_LIMIT) {
-        c->group->counters->write_limit_aborts++;
-        pl_conn_abort(loop, id, rc);
-    }
-    if (rc < 0)
+    bool records = c->group->options.flags & PL_TLS; /* their messages were admitted */
+    if (!records && (rc = admit(loop, c, 0)) < 0)
         return rc;
-    c->group->counters->messages_out++;
+    if ((rc = conn_queue(c, &loop->pool, data, len, framed)) < 0)
+        return rc;
+    c->group->counters->messages_out += !records;
     conn_mark_flush(loop, c);
     return c->out.len > c->group->options.high_water ? relieve(loop, c) : 0;
 }

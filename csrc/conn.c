@@ -44,12 +44,12 @@ uint32_t conn_interest(const struct conn *c)
 int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, size_t len,
                int framed)
 {
-    const struct pl_options *options = &c->group->options;
+    const struct pl_framing *framing = &c->group->options.framing;
     struct pl_wrap wrap;
     struct span spans[3] = {{data, len}};
     int n = 1;
-    if (framed && options->framing.kind != PL_RAW) {
-        int rc = pl_framing_wrap(&options->framing, data, len, &wrap);
+    if (framed && framing->kind != PL_RAW) {
+        int rc = pl_framing_wrap(framing, data, len, &wrap);
         if (rc < 0)
             return rc;
         spans[0] = (struct span){wrap.head, wrap.head_len};
@@ -57,9 +57,6 @@ int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, siz
         spans[2] = (struct span){wrap.tail, wrap.tail_len};
         n = 3;
     }
-    /* Tested before queuing, so that one message of any size may go. */
-    if (options->write_limit && c->out.len > options->write_limit)
-        return PL_E_WRITE_LIMIT;
     return queue_push(&c->out, pool, spans, n);
 }
 

@@ -75,7 +75,7 @@ static inline int conn_is_reading(const struct conn *c)
                          CONN_LINGERING | CONN_DEAD));
 }
 
-/* Queue one message: framed by the group's framing, or as it is. 0, PL_E_*, -ENOMEM: as pl_conn_send. */
+/* Queue one message: framed by the group's framing, or as it is. 0; -ENOMEM; pl_framing_wrap's PL_E_*. */
 int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, size_t len,
                int framed);
 

@@ -233,7 +233,7 @@ static void gather_input(struct pl_loop *loop, struct conn *c, uint32_t mask)
     }
     if (c->flags & (CONN_FAULTED | CONN_DEAD))
         return;
-    if (c->flags & CONN_UNCUT)
+    if (c->flags & CONN_UNCUT || (last && !(c->flags & CONN_DRAINED)))
         conn_pend(loop, c);
     else if (c->flags & (CONN_EOF | CONN_DRAINED))
         cut_end(loop, c);

@@ -299,8 +299,13 @@ int pl_conn_open(struct pl_loop *loop, int group, int fd, uint64_t *id);
  * the conn is aborted; PL_E_TOO_LONG, PL_E_TERMINATOR, PL_E_RANGE, PL_E_SIZE, -ENOMEM: nothing was queued. */
 int pl_conn_send(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len);
 
-/* The same without framing. */
+/* The same without framing; on a PL_TLS conn also without write_limit and uncounted, since records are no
+ * messages: pl_conn_admit comes before each message. */
 int pl_conn_write(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len);
+
+/* A message for a PL_TLS conn is about to be encrypted, and `waiting` bytes of plaintext wait for the
+ * handshake. Counts it, or refuses as pl_conn_send: -ESTALE, -EPIPE, PL_E_WRITE_LIMIT. */
+int pl_conn_admit(struct pl_loop *loop, uint64_t id, size_t waiting);
 
 /* Close after flushing: shutdown(SHUT_WR), discard input until the peer's end of stream or
  * linger, close, PL_EV_LOST. Input not yet delivered is dropped. 0 or -ESTALE. */

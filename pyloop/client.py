@@ -39,7 +39,7 @@ def _failed(exc: OSError, address: Any) -> OSError:
     if exc.errno is None:
         return exc
     where = show_address(address).replace("\0", "@", 1)
-    return OSError(exc.errno, f"cannot connect to {where}: {exc.strerror or exc}")
+    return OSError(exc.errno, f"cannot connect to {where}: {os.strerror(exc.errno)}")
 
 
 async def _connect_one(loop: Loop, family: int, proto: int, address: Any) -> socket.socket:
@@ -106,6 +106,8 @@ def _starter(protocol: Any) -> Callable[[Connection], None]:
     """Return what gives a new connection its protocol, or its inbox."""
     if protocol is None:
         return lambda conn: conn._attach(Inbox.push, Inbox(conn))
+    if not isinstance(protocol, Protocol) and not callable(protocol):
+        raise TypeError(f"protocol: expected a pyloop.Protocol or a maker of one, got {protocol!r}")
     made = protocol if isinstance(protocol, Protocol) else protocol()
     if not isinstance(made, Protocol):
         raise TypeError(f"protocol: expected a pyloop.Protocol or a maker of one, got {made!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import functools
 import inspect
@@ -96,12 +95,12 @@ async def converse(conn: Connection, handler: Callable[[Connection], Any]) -> No
     """Run a conversation to its end: it closes its connection, and what it raises aborts it."""
     try:
         await handler(conn)
-    except asyncio.CancelledError:
-        conn.abort()
-        raise
     except Exception as exc:
         if not _is_an_ending(conn, exc):
             conn._fail(exc)
+    except BaseException:  # cancelled, or leaving run
+        conn.abort()
+        raise
     else:
         conn.close()
 

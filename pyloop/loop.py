@@ -194,6 +194,7 @@ class Loop(asyncio.SelectorEventLoop):
     _csock: Any
 
     def __init__(self, backend: str = "auto") -> None:
+        self._closed = True  # for __del__, should the next line raise
         self._core = CoreSelector(backend)
         self._wake_lock = threading.Lock()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import signal
 import threading
@@ -39,29 +40,34 @@ def run(*servers: Any, backend: str = "auto", debug: bool | None = None) -> Any:
         OSError: a server cannot listen.
         TypeError, ValueError: naming what was passed and what is expected.
     """
+    try:
+        main = _main(servers[0]) if _is_main(servers) else _serve(servers)
+        with (
+            contextlib.closing(main),
+            asyncio.Runner(debug=debug, loop_factory=lambda: new_event_loop(backend)) as runner,
+        ):
+            return runner.run(main)
+    finally:
+        for coroutine in filter(inspect.iscoroutine, servers):
+            coroutine.close()  # not started, if something was wrong
+
+
+def _is_main(servers: tuple[Any, ...]) -> bool:
+    """Is it one coroutine? If not, are they Servers, and may run() be called at all?"""
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError(
+            "run() cannot be called from a running event loop: await server.serve_forever()"
+        )
     if len(servers) == 1 and inspect.iscoroutine(servers[0]):
-        try:
-            return _run(_main(servers[0]), backend, debug)
-        finally:
-            servers[0].close()
+        return True
     if not servers:
         raise TypeError("run() expected Servers or one coroutine, got nothing")
     for server in servers:
         if not isinstance(server, Server):
-            for coroutine in filter(inspect.iscoroutine, servers):
-                coroutine.close()
             raise TypeError(f"run() expected Servers or one coroutine, got {server!r}")
     if len(set(servers)) != len(servers):
         raise ValueError("run() got the same Server twice")
-    return _run(_serve(servers), backend, debug)
-
-
-def _run(main: Coroutine[Any, Any, T], backend: str, debug: bool | None) -> T:
-    try:
-        with asyncio.Runner(debug=debug, loop_factory=lambda: new_event_loop(backend)) as runner:
-            return runner.run(main)
-    finally:
-        main.close()
+    return False
 
 
 class _Signals:
@@ -120,7 +126,15 @@ async def _serve(servers: tuple[Server, ...]) -> None:
                 await server.start()
             await _until_stopped(stop, servers)
         finally:
-            await asyncio.gather(*(server.stop() for server in servers))
+            await _stop_all(servers)
+
+
+async def _stop_all(servers: tuple[Server, ...]) -> None:
+    """Stop them side by side, each to its end, then raise what the first on_stop raised."""
+    results = await asyncio.gather(*(s.stop() for s in servers), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
 
 
 async def _until_stopped(stop: asyncio.Event, servers: tuple[Server, ...]) -> None:

@@ -170,16 +170,14 @@ class TLSConnection(Connection):
         self._send_plain(data if type(data) is bytes else as_bytes(data))
 
     def _send_plain(self, data: bytes) -> None:
-        if self._gate & CLOSED:
-            lib.pl_conn_write(self._ptr, self._id, b"", 0)  # refused, and counted as dropped
+        code = lib.pl_conn_admit(self._ptr, self._id, len(self._backlog))
+        if code:
+            self._sent(code, len(data))
         elif self._ready:
             self._encrypt(data)
             self._flush_out()
         else:
             self._backlog += data
-            if len(self._backlog) - len(data) > self._owner.write_limit:
-                self._sent(lib.PL_E_WRITE_LIMIT, len(data))
-                lib.pl_conn_abort(self._ptr, self._id, lib.PL_E_WRITE_LIMIT)
 
     def _encrypt(self, data: bytes) -> None:
         view = memoryview(data)

@@ -10,7 +10,7 @@ import pytest
 from faults import Child, still_serves
 
 FORK = """if True:
-    import asyncio, os, sys, pyloop
+    import asyncio, os, signal, sys, pyloop
     from faults import say, serve
 
     def let_go(conn, message):
@@ -56,6 +56,7 @@ FORK = """if True:
         if message in (b"let_go", b"call", b"unwind", b"close_loop"):
             pid = os.fork()
             if not pid:
+                signal.alarm(30)  # a child that hangs ends, and fails the parent's handler
                 globals()[message.decode()](conn, message)
                 return
             assert os.waitpid(pid, 0)[1] == 0
@@ -122,3 +123,44 @@ def test_forked_child_may_close_the_loop(backend: str) -> None:
         assert (peer.line(), peer.line()) == (b"close_loop\n", b"forked\n")
         assert peer.echo(b"after") and still_serves(child, port, 10)
         child.stop()
+
+
+def test_forked_child_closes_the_loop_while_a_thread_of_the_parent_was_waking_it(
+    backend: str,
+) -> None:
+    script = """if True:
+    import os, signal, sys, threading, pyloop
+    from faults import say
+
+    loop = pyloop.Loop(sys.argv[1])
+    enough = threading.Event()
+
+    def storm():
+        while not enough.is_set():
+            loop.call_soon_threadsafe(int)
+
+    def fork(left):
+        if not left or any(statuses):
+            loop.stop()
+        elif pid := os.fork():
+            statuses.append(os.waitpid(pid, 0)[1])
+            loop.call_later(0, fork, left - 1)
+        else:
+            signal.alarm(20)  # a child that hangs ends by SIGALRM
+
+    statuses, thread = [], threading.Thread(target=storm)
+    thread.start()
+    loop.call_soon(fork, 10)
+    try:
+        loop.run_forever()
+    except RuntimeError:
+        loop.close()
+        os._exit(0)
+    enough.set()
+    thread.join()
+    loop.close()
+    say(statuses=statuses)
+    """
+    with Child(script, backend) as child:
+        assert child.next() == {"statuses": [0] * 10}, "14: a child has hung"
+        assert child.finish() == 0
