@@ -195,7 +195,9 @@ static int put_back(struct conn *c, const uint8_t *wire)
 
 int pl_conn_hold(struct pl_loop *loop, uint32_t index)
 {
-    int rc;
+    int rc = loop_guard(loop);
+    if (rc < 0)
+        return rc;
     struct batch *batch = &loop->batch;
     if (index >= batch->count)
         return -EINVAL;

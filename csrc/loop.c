@@ -213,7 +213,11 @@ int pl_loop_leave(struct pl_loop *loop)
 
 /* ---- small answers ---- */
 
-int pl_loop_wake(struct pl_loop *loop) { return wake_send(&loop->wake); }
+int pl_loop_wake(struct pl_loop *loop)
+{
+    return loop_is_foreign(loop) ? PL_E_FORKED : wake_send(&loop->wake); /* the fd is the parent's too */
+}
+
 struct pl_event *pl_loop_events(struct pl_loop *loop) { return loop->batch.events; }
 int pl_loop_signal_fd(const struct pl_loop *loop) { return loop->wake.signal_write; }
 int pl_loop_backend(const struct pl_loop *loop) { return loop->poller.ops->backend; }

@@ -93,7 +93,7 @@ def _adopt(
     peer = sock.getpeername()
     group.open(ptr)
     try:
-        check(lib.pl_conn_open(ptr, group.number, sock.fileno(), ident))
+        check(lib.pl_conn_open(ptr, group.number, sock.fileno(), ident), ptr)
     finally:
         group.close()  # the conn keeps it alive in the core
     sock.detach()

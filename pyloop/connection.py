@@ -86,14 +86,14 @@ class Connection:
     @property
     def sockname(self) -> Address | None:
         """This side's address, or None once the connection is lost."""
-        self._check_thread()
+        self._check_caller()
         fd = lib.pl_conn_fd(self._ptr, self._id)
         return local_address(fd) if fd >= 0 else None
 
     @property
     def buffered(self) -> int:
         """Bytes queued to send."""
-        self._check_thread()
+        self._check_caller()
         queued: int = lib.pl_conn_queued(self._ptr, self._id)
         return max(0, queued)
 
@@ -106,10 +106,14 @@ class Connection:
         state = "closing" if self.is_closing else "open"
         return f"<{type(self).__name__} {show_address(self.peername)} {state}>"
 
-    def _check_thread(self) -> None:
-        """Raise RuntimeError in another thread than the loop's, before anything has changed."""
-        if lib.pl_conn_fd(self._ptr, self._id) == lib.PL_E_THREAD:
-            raise failure(lib.PL_E_THREAD)
+    def _check_caller(self, letting_go: bool = False) -> None:
+        """Raise RuntimeError in another thread or process than the loop's, before anything changes.
+
+        A forked child may let go of what it inherited.
+        """
+        code = lib.pl_conn_fd(self._ptr, self._id)
+        if code == lib.PL_E_THREAD or (code == lib.PL_E_FORKED and not letting_go):
+            raise failure(code, self._ptr)
 
     # ---- sending ----
 
@@ -156,7 +160,7 @@ class Connection:
         elif code == -errno.ESTALE:
             self._owner.counters.dropped += 1  # the core no longer knows whose it was
         elif code != -errno.EPIPE:
-            raise failure(code)
+            raise failure(code, self._ptr)
 
     def _pause_writing(self) -> None:
         if self._writers is None:
@@ -205,12 +209,12 @@ class Connection:
 
     def pause_reading(self) -> None:
         """Stop delivering messages; what has arrived is kept, and the peer is slowed down."""
-        self._check_thread()
+        self._check_caller()
         self._pause(PAUSED)
 
     def resume_reading(self) -> None:
         """Deliver again, starting with what was kept."""
-        self._check_thread()
+        self._check_caller()
         self._resume(PAUSED)
 
     def _pause(self, why: int) -> None:
@@ -261,13 +265,13 @@ class Connection:
         Raises:
             ConnectionClosed: the connection is closing or lost.
         """
-        self._check_thread()
+        self._check_caller()
         if lib.pl_conn_shutdown(self._ptr, self._id) < 0:
             raise self._closed_error("close_writing")
 
     def close(self) -> None:
         """Close after flushing; messages not yet delivered are dropped."""
-        self._check_thread()
+        self._check_caller(letting_go=True)
         if not self._gate & CLOSED:
             self._gate |= CLOSED
             if isinstance(self._target, Inbox):
@@ -280,7 +284,7 @@ class Connection:
 
     def abort(self) -> None:
         """Close now: queued output is lost, the peer sees a reset."""
-        self._check_thread()
+        self._check_caller(letting_go=True)
         self._gate |= CLOSED
         lib.pl_conn_abort(self._ptr, self._id, -errno.ECONNABORTED)
 
@@ -359,6 +363,11 @@ class Connection:
             lib.pl_conn_abort(self._ptr, self._id, reason)
         else:
             self._close_core()
+
+    def _forget(self) -> None:
+        """Cut it off from a core that is about to be freed, and tell nobody."""
+        self._gate |= CLOSED
+        self._ptr = ffi.NULL
 
     def _lost(self, reason: int) -> None:
         """The core closed the socket: tell everyone, once, and break all cycles."""

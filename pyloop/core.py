@@ -7,11 +7,12 @@ the OSError that Python has for it and the core's own PL_E_* into ours.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from pyloop import errors
 from pyloop._core import ffi, lib
 
-__all__ = ["check", "failure", "ffi", "lib"]
+__all__ = ["check", "failure", "ffi", "is_foreign", "lib"]
 
 _REASONS: dict[int, tuple[type[Exception], str]] = {
     lib.PL_E_TOO_LONG: (errors.FramingError, "message over max_size"),
@@ -31,16 +32,26 @@ _REASONS: dict[int, tuple[type[Exception], str]] = {
 }
 
 
-def failure(code: int) -> Exception:
-    """Return the exception for a negative number out of the core."""
+def failure(code: int, ptr: Any = ffi.NULL) -> Exception:
+    """Return the exception for a negative number out of the core; `ptr` is the loop, if any."""
+    if code == lib.PL_E_FORKED and ptr != ffi.NULL:
+        return RuntimeError(
+            f"the loop belongs to process {lib.pl_loop_pid(ptr)}, this is {os.getpid()}: "
+            "make a new loop after a fork"
+        )
     reason = _REASONS.get(code)
     if reason:
         return reason[0](reason[1])
     return OSError(-code, os.strerror(-code))
 
 
-def check(code: int) -> int:
+def check(code: int, ptr: Any = ffi.NULL) -> int:
     """Return `code` when it is >= 0, else raise what it stands for."""
     if code < 0:
-        raise failure(code)
+        raise failure(code, ptr)
     return code
+
+
+def is_foreign(ptr: Any) -> bool:
+    """Was the loop made by another process, of which this is a fork?"""
+    return bool(lib.pl_loop_pid(ptr) != os.getpid())

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pyloop.connection import Connection
-from pyloop.core import failure, ffi, lib
+from pyloop.core import failure, ffi, is_foreign, lib
 from pyloop.inbox import CLOSED
 from pyloop.protocol import Owner, log
 
@@ -104,7 +104,11 @@ class Dispatch:
         self._events = iter(())
         self._view.release()
         connections, self.connections = self.connections, []
+        foreign = is_foreign(self.ptr)
         for conn in filter(None, connections):
+            if foreign:  # they are the parent's, and its handlers will hear of their ends
+                conn._forget()
+                continue
             with contextlib.suppress(RuntimeError):  # tasks cannot be woken on a closed loop
                 conn._lost(-errno.ECONNABORTED)
 

@@ -12,10 +12,11 @@ import os
 import selectors
 import signal
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pyloop.core import check, failure, ffi, lib
+from pyloop.core import check, failure, ffi, is_foreign, lib
 from pyloop.dispatch import Dispatch
 from pyloop.stats import LoopStats, loop_stats
 
@@ -103,13 +104,8 @@ class CoreSelector(selectors.BaseSelector):
         pass
 
     def check(self, code: int) -> int:
-        """As core.check, naming the process that the loop belongs to."""
-        if code == lib.PL_E_FORKED:
-            raise RuntimeError(
-                f"the loop belongs to process {lib.pl_loop_pid(self.ptr)}, this is {os.getpid()}: "
-                "make a new loop after a fork"
-            )
-        return check(code)
+        """As core.check, for this loop."""
+        return check(code, self.ptr)
 
     def _watch(self, fd: int, events: int) -> None:
         self.check_fd(lib.pl_watch(self.ptr, fd, events), fd)
@@ -202,6 +198,7 @@ class Loop(asyncio.SelectorEventLoop):
         except BaseException:
             self._core.close()
             raise
+        _loops.add(self)
         dispatch = self._core.dispatch
         dispatch._ready = self._fd_ready
         dispatch.on_signal = self._signal_came
@@ -234,12 +231,16 @@ class Loop(asyncio.SelectorEventLoop):
             lib.pl_loop_flush(self._core.ptr)  # write(); loop.stop() sends
             lib.pl_loop_leave(self._core.ptr)
             if in_main:
-                signal.set_wakeup_fd(previous)
+                self._restore_wakeup_fd(previous)
 
     def _own_wakeup_fd(self) -> int:
         fd = lib.pl_loop_signal_fd(self._core.ptr)
-        previous = signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
-        return -1 if previous == fd and not self._signal_handlers else previous  # type: ignore[attr-defined]
+        return signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
+
+    def _restore_wakeup_fd(self, previous: int) -> None:
+        ours = previous == lib.pl_loop_signal_fd(self._core.ptr)
+        # add_signal_handler before run has set it; with the last handler it goes.
+        signal.set_wakeup_fd(-1 if ours and not self._signal_handlers else previous)  # type: ignore[attr-defined]
 
     def remove_signal_handler(self, sig: int) -> bool:
         removed = super().remove_signal_handler(sig)
@@ -287,10 +288,24 @@ class Loop(asyncio.SelectorEventLoop):
         self._handle_signal(number)  # type: ignore[attr-defined]
 
     def close(self) -> None:
+        if not self._closed and is_foreign(self._core.ptr):
+            self._thread_id = None  # the thread that ran it stayed in the parent
         if self.is_running():
             raise RuntimeError("Cannot close a running event loop")
         with self._wake_lock:
             super().close()
+
+
+_loops: weakref.WeakSet[Loop] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    """In a forked child: another thread of the parent may have held them."""
+    for loop in _loops:
+        loop._wake_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
 
 
 def new_event_loop(backend: str = "auto") -> Loop:

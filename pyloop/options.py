@@ -106,7 +106,7 @@ class Group:
 
     def open(self, ptr: Any) -> None:
         """Enter the group into a loop's core."""
-        self.number = check(lib.pl_group_new(ptr, self._options, self.counters))
+        self.number = check(lib.pl_group_new(ptr, self._options, self.counters), ptr)
         self._ptr = ptr
 
     def close(self) -> None:

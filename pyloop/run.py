@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import signal
 import threading
@@ -40,16 +39,16 @@ def run(*servers: Any, backend: str = "auto", debug: bool | None = None) -> Any:
         OSError: a server cannot listen.
         TypeError, ValueError: naming what was passed and what is expected.
     """
+    coroutines: tuple[Any, ...] = servers
     try:
         main = _main(servers[0]) if _is_main(servers) else _serve(servers)
-        with (
-            contextlib.closing(main),
-            asyncio.Runner(debug=debug, loop_factory=lambda: new_event_loop(backend)) as runner,
-        ):
+        coroutines = (main, *servers)
+        with asyncio.Runner(debug=debug, loop_factory=lambda: new_event_loop(backend)) as runner:
             return runner.run(main)
     finally:
-        for coroutine in filter(inspect.iscoroutine, servers):
-            coroutine.close()  # not started, if something was wrong
+        for coroutine in filter(inspect.iscoroutine, coroutines):
+            if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+                coroutine.close()  # something was wrong before it could start
 
 
 def _is_main(servers: tuple[Any, ...]) -> bool:

@@ -31,7 +31,6 @@ FORK = """if True:
             "pause": conn.pause_reading,
             "broadcast": lambda: conn.server.broadcast(b"child"),
             "add_reader": lambda: loop.add_reader(1, print),
-            "start": lambda: pyloop.Server(call, path="@pyloop-child").start().send(None),
         }.items():
             try:
                 say(name=name, result=repr(function()))
@@ -94,7 +93,7 @@ def test_forked_child_that_uses_the_loop_is_told_whose_it_is(backend: str) -> No
         told = child.next()
         peer = child.peer(told["port"])
         peer.send(b"call\n")
-        names = ("send", "write", "pause", "broadcast", "add_reader", "start")
+        names = ("send", "write", "pause", "broadcast", "add_reader")
         results = {answer["name"]: answer["result"] for answer in (child.next() for _ in names)}
         belongs = f"belongs to process {told['pid']}"
         assert [name for name in names if belongs not in results[name]] == [], results
