@@ -220,7 +220,7 @@ static void discard(struct pl_loop *loop, struct conn *c)
 
 static void gather_input(struct pl_loop *loop, struct conn *c, uint32_t mask)
 {
-    bool last = c->flags & CONN_DRAIN && !(c->flags & CONN_DRAINED);
+    bool last = c->flags & CONN_DRAIN && !(c->flags & (CONN_DRAINED | CONN_PEER_EOF));
     if (c->flags & CONN_UNCUT) {
         cut_held(loop, c); /* and no receive: it would move what was just cut */
     } else if ((mask & PL_READ || last) && !(c->flags & (CONN_PEER_EOF | CONN_DRAINED))) {
