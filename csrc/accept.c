@@ -19,9 +19,28 @@ static void refuse(struct pl_loop *loop, struct group *g, int fd, int rc)
     e->value = rc;
 }
 
+void lose_fd(struct pl_loop *loop, int fd)
+{
+    struct fd_entry entry = loop->fds[fd];
+    watch_forget(loop, fd);
+    for (int i = loop->ready_at; i < loop->ready_count; i++)
+        if (loop->poller.ready[i].fd == fd)
+            loop->poller.ready[i].mask = 0; /* it may be another file's number by now */
+    if (entry.owner == OWNER_CONN) {
+        struct conn *c = loop->table.slots[entry.index].conn;
+        c->fd = -1; /* nor is it ours to close */
+        conn_kill(loop, c, -EBADF);
+    } else
+        batch_push(&loop->batch, PL_EV_BADFD, (uint64_t)fd);
+    if (entry.owner == OWNER_LISTENER)
+        listener_drop(loop, entry.index);
+}
+
 static void welcome(struct pl_loop *loop, struct group *g, const struct peer *peer)
 {
     uint64_t id;
+    if (peer->fd < loop->fds_cap && loop->fds[peer->fd].owner != OWNER_NONE)
+        lose_fd(loop, peer->fd);
     int rc = conn_adopt(loop, g, peer->fd, &id);
     if (rc < 0) {
         refuse(loop, g, peer->fd, rc);

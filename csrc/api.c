@@ -85,6 +85,8 @@ static int send_message(struct pl_loop *loop, uint64_t id, const uint8_t *data, 
     bool records = c->group->options.flags & PL_TLS; /* their messages were admitted */
     if (!records && (rc = admit(loop, c, 0)) < 0)
         return rc;
+    if (c->flags & (CONN_SHUT | CONN_WRITE_DONE))
+        return -EPIPE;
     if ((rc = conn_queue(c, &loop->pool, data, len, framed)) < 0)
         return rc;
     c->group->counters->messages_out += !records;
@@ -169,57 +171,85 @@ int pl_conn_resume(struct pl_loop *loop, uint64_t id)
     if (!(c->flags & CONN_PAUSED))
         return 0;
     c->flags &= ~(uint32_t)CONN_PAUSED;
+    if (c->since_ns && !(c->flags & (CONN_CLOSING | CONN_LINGERING))) {
+        c->since_ns = sock_now(); /* while paused it could not be finished */
+        if (deadline_arm(&loop->deadlines, c) < 0)
+            conn_kill(loop, c, -ENOMEM);
+    }
     if (c->flags & (CONN_UNCUT | CONN_EOF | CONN_DRAIN))
         conn_pend(loop, c);
     conn_update(loop, c);
     return 0;
 }
 
-/* The conn's bytes from `wire` to the end of what was cut become the contents of `in` again. */
+/* The messages of this batch from `wire` on come before the contents of `in` again. */
 static int put_back(struct conn *c, const uint8_t *wire)
 {
     struct buf *in = &c->in;
     if (in->data && wire >= in->data && wire < in->data + in->cap) {
         in->start = (size_t)(wire - in->data);
-        in->end = (size_t)(c->cut_end - in->data);
-        return 0;
+    } else {
+        size_t len = (size_t)(c->cut_end - wire);
+        struct buf held = {0};
+        if (buf_reserve(&held, len + buf_len(in)) < 0)
+            return -ENOMEM;
+        buf_append(&held, wire, len);
+        if (buf_len(in))
+            buf_append(&held, in->data + in->start, buf_len(in));
+        buf_fini(in);
+        *in = held;
     }
-    struct buf held = {0};
-    int rc = buf_append(&held, wire, (size_t)(c->cut_end - wire));
-    if (rc < 0)
-        return rc;
-    buf_fini(in);
-    *in = held;
+    c->cut_end = wire;
     return 0;
+}
+
+static uint64_t *fault_counter(struct pl_counters *counters, int reason)
+{
+    int timed_out = reason == PL_E_IDLE || reason == PL_E_MESSAGE_TIME;
+    return timed_out ? &counters->timeouts : &counters->framing_errors;
+}
+
+/* Take back the events of the conn from `index` on, which stand together. */
+static void withdraw(struct pl_loop *loop, struct conn *c, uint32_t index)
+{
+    const struct batch *batch = &loop->batch;
+    struct pl_counters *counters = c->group->counters;
+    uint32_t taken = 0;
+    while (taken < index && batch->events[index - taken - 1].id == c->id)
+        taken++;
+    c->budget = taken + 1;
+    for (; index < batch->count && batch->events[index].id == c->id; index++) {
+        struct pl_event *event = &batch->events[index];
+        if (event->kind == PL_EV_MESSAGE)
+            counters->messages_in--;
+        else if (event->kind == PL_EV_FAULT)
+            (*fault_counter(counters, event->value))--;
+        if (event->kind <= PL_EV_FAULT)
+            event->kind = PL_EV_NONE;
+    }
 }
 
 int pl_conn_hold(struct pl_loop *loop, uint32_t index)
 {
-    int rc = loop_guard(loop);
-    if (rc < 0)
+    int rc;
+    if ((rc = loop_guard(loop)) < 0)
         return rc;
-    struct batch *batch = &loop->batch;
-    if (index >= batch->count)
+    if (index >= loop->batch.count)
         return -EINVAL;
-    struct pl_event *event = &batch->events[index];
-    uint64_t id = event->id;
-    struct conn *c = find(loop, id, &rc);
+    const struct pl_event *event = &loop->batch.events[index];
+    struct conn *c = find(loop, event->id, &rc);
     if (!c)
         return rc;
     if (event->kind != PL_EV_MESSAGE && event->kind != PL_EV_EOF && event->kind != PL_EV_FAULT)
         return -EINVAL;
     if (event->kind == PL_EV_MESSAGE && (rc = put_back(c, event->data - event->head)) < 0)
         return rc;
-    for (; index < batch->count; index++, event++) {
-        if (event->id != id || event->kind > PL_EV_FAULT)
-            continue;
-        if (event->kind == PL_EV_MESSAGE)
-            c->group->counters->messages_in--;
-        event->kind = PL_EV_NONE;
-    }
+    withdraw(loop, c, index);
     c->flags &= ~(uint32_t)(CONN_EOF_TOLD | CONN_FAULTED);
     c->flags |= CONN_UNCUT;
     c->scanned = 0;
+    if (!(c->flags & CONN_CLOSING) && deadline_arm(&loop->deadlines, c) < 0)
+        conn_kill(loop, c, -ENOMEM); /* a fault had taken its deadline */
     if (!(c->flags & CONN_PAUSED))
         conn_pend(loop, c);
     conn_update(loop, c);
@@ -232,7 +262,8 @@ int pl_conn_feed(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t 
     struct conn *c = find(loop, id, &rc);
     if (!c)
         return rc;
-    if (c->served == loop->tick && c->in.data) {
+    if (c->served == loop->tick && c->in.data && c->cut_end > c->in.data &&
+        c->cut_end <= c->in.data + c->in.cap) {
         /* Events of this batch may point into `in`: leave its memory to them. */
         struct buf fresh = {0};
         if ((rc = buf_append(&fresh, c->in.data + c->in.start, buf_len(&c->in))) < 0)

@@ -112,7 +112,8 @@ int64_t conn_due(const struct conn *c)
     if (c->flags & (CONN_DEAD | CONN_FAULTED))
         return INT64_MAX;
     int64_t due = earlier(INT64_MAX, c->active_ns, options->idle_timeout);
-    return c->since_ns ? earlier(due, c->since_ns, options->message_timeout) : due;
+    int running = c->since_ns && !(c->flags & CONN_PAUSED); /* paused, it could not be finished */
+    return running ? earlier(due, c->since_ns, options->message_timeout) : due;
 }
 
 int conn_is_idle(const struct conn *c, int64_t now)

@@ -56,7 +56,8 @@ struct conn {
     struct conn *next_pending;
     int64_t active_ns;       /* when a whole message came, or output left */
     int64_t since_ns;        /* start of the unfinished message, of closing, or of lingering; 0 = none */
-    const uint8_t *cut_end;  /* end of the bytes from which messages of this batch were cut */
+    const uint8_t *cut_end;  /* end of the messages of this batch that were not put back */
+    uint32_t budget;         /* messages in its next gather, at most; 0: CONN_BUDGET_EVENTS */
     uint32_t served;         /* the tick in which it was gathered last */
     uint32_t deadline;       /* position in the heap of deadlines + 1, 0 = not there */
     int32_t reason;          /* CONN_DEAD: the value of PL_EV_LOST */

@@ -41,17 +41,20 @@ static void push_message(struct pl_loop *loop, struct conn *c, const uint8_t *p,
     e->head = (uint32_t)cut->head;
 }
 
-static uint32_t message_budget(const struct pl_loop *loop)
+/* After a hold it starts small and doubles: who takes one message a turn is not handed a thousand. */
+static uint32_t message_budget(const struct pl_loop *loop, struct conn *c)
 {
     uint32_t room = PL_EVENTS_MAX - EVENTS_SPARE - loop->batch.count;
-    return room < CONN_BUDGET_EVENTS ? room : CONN_BUDGET_EVENTS;
+    uint32_t most = c->budget ? c->budget : CONN_BUDGET_EVENTS;
+    c->budget = c->budget < CONN_BUDGET_EVENTS / 2 ? c->budget * 2 : 0;
+    return room < most ? room : most;
 }
 
 /* Cut messages off p[0..n) while the budget lasts; CONN_UNCUT says that the budget ended it. The bytes used. */
 static size_t cut_messages(struct pl_loop *loop, struct conn *c, const uint8_t *p, size_t n)
 {
     const struct pl_framing *framing = &c->group->options.framing;
-    uint32_t budget = message_budget(loop), left = budget;
+    uint32_t budget = message_budget(loop, c), left = budget;
     struct cut cut = {0};
     size_t used = 0;
     int rc = 0;
@@ -79,9 +82,9 @@ static size_t cut_messages(struct pl_loop *loop, struct conn *c, const uint8_t *
 /* End of stream: the last message, or the lack of it, and then PL_EV_EOF. */
 static void cut_end(struct pl_loop *loop, struct conn *c)
 {
-    const uint8_t *rest = c->in.data + c->in.start;
     struct cut cut;
-    if (!(c->flags & CONN_DRAIN) || c->flags & CONN_EOF) {
+    if (buf_len(&c->in) && (!(c->flags & CONN_DRAIN) || c->flags & CONN_EOF)) {
+        const uint8_t *rest = c->in.data + c->in.start;
         int rc = frame_finish(&c->group->options.framing, rest, buf_len(&c->in), &cut);
         if (rc < 0) {
             fault(loop, c, rc);
@@ -92,8 +95,10 @@ static void cut_end(struct pl_loop *loop, struct conn *c)
             c->group->counters->messages_in++;
             c->cut_end = rest + cut.total;
             c->in.start = c->in.end;
+            c->active_ns = loop->now;
         }
     }
+    c->since_ns = 0; /* nothing more of it will come */
     c->flags |= CONN_EOF_TOLD;
     batch_push(&loop->batch, PL_EV_EOF, c->id)->value = !(c->flags & CONN_EOF);
 }
@@ -115,8 +120,9 @@ static void mind_rest(struct pl_loop *loop, struct conn *c)
 /* Cut what `in` holds. Emptied memory goes to the batch, whose events point into it. */
 static void cut_held(struct pl_loop *loop, struct conn *c)
 {
-    size_t used = cut_messages(loop, c, c->in.data + c->in.start, buf_len(&c->in));
-    c->cut_end = c->in.data + c->in.end;
+    const uint8_t *p = c->in.data ? c->in.data + c->in.start : NULL;
+    size_t used = cut_messages(loop, c, p, buf_len(&c->in));
+    c->cut_end = used ? p + used : NULL;
     if (used < buf_len(&c->in))
         buf_consume(&c->in, used);
     else if (c->in.data && batch_keep(&loop->batch, c->in.data) == 0)
@@ -131,9 +137,8 @@ static void cut_arena(struct pl_loop *loop, struct conn *c, size_t n)
 {
     const uint8_t *p = arena_tail(&loop->batch);
     size_t used = cut_messages(loop, c, p, n);
-    if (used) /* the rest stays too, so that pl_conn_hold can put back one piece */
-        arena_commit(&loop->batch, round_up(n));
-    c->cut_end = p + n;
+    arena_commit(&loop->batch, round_up(used));
+    c->cut_end = p + used;
     if (used == n || c->in.cap > 2 * SMALL_REST_BYTES)
         buf_fini(&c->in);
     else
@@ -233,10 +238,12 @@ static void gather_input(struct pl_loop *loop, struct conn *c, uint32_t mask)
     }
     if (c->flags & (CONN_FAULTED | CONN_DEAD))
         return;
-    if (c->flags & CONN_UNCUT || (last && !(c->flags & CONN_DRAINED)))
+    if (c->flags & CONN_UNCUT)
         conn_pend(loop, c);
     else if (c->flags & (CONN_EOF | CONN_DRAINED))
         cut_end(loop, c);
+    else if (last && !(c->flags & CONN_PEER_EOF))
+        conn_pend(loop, c); /* what was held is cut: the last receive comes next */
 }
 
 static void gather_conn(struct pl_loop *loop, struct conn *c, uint32_t mask)
@@ -271,21 +278,6 @@ static void push_watcher(struct pl_loop *loop, int fd, uint32_t mask)
 {
     static const uint8_t kinds[] = {0, PL_EV_READ, PL_EV_WRITE, PL_EV_BOTH};
     batch_push(&loop->batch, (enum pl_event_kind)kinds[mask & 3], (uint64_t)fd);
-}
-
-/* The poller found the fd closed and has dropped it. */
-static void lose_fd(struct pl_loop *loop, int fd)
-{
-    struct fd_entry entry = loop->fds[fd];
-    if (entry.interest)
-        loop->watched--;
-    loop->fds[fd] = (struct fd_entry){0};
-    if (entry.owner == OWNER_CONN)
-        conn_kill(loop, loop->table.slots[entry.index].conn, -EBADF);
-    else
-        batch_push(&loop->batch, PL_EV_BADFD, (uint64_t)fd);
-    if (entry.owner == OWNER_LISTENER)
-        listener_drop(loop, entry.index);
 }
 
 static void gather_fd(struct pl_loop *loop, struct ready ready)
@@ -348,6 +340,19 @@ void gather_pending(struct pl_loop *loop)
     loop->pending.head = list.head;
 }
 
+/* What came while a handler kept the loop busy came in time: look for it first. */
+static void time_out(struct pl_loop *loop, struct conn *c)
+{
+    if (c->served != loop->tick)
+        gather_conn(loop, c, PL_READ);
+    if (c->flags & CONN_DEAD)
+        return;
+    if (conn_due(c) <= loop->now)
+        fault(loop, c, conn_is_idle(c, loop->now) ? PL_E_IDLE : PL_E_MESSAGE_TIME);
+    else if (deadline_arm(&loop->deadlines, c) < 0)
+        conn_kill(loop, c, -ENOMEM);
+}
+
 void expire(struct pl_loop *loop)
 {
     struct conn *c;
@@ -359,7 +364,7 @@ void expire(struct pl_loop *loop)
         else if (c->flags & CONN_CLOSING)
             conn_kill(loop, c, -ETIMEDOUT);
         else
-            fault(loop, c, conn_is_idle(c, loop->now) ? PL_E_IDLE : PL_E_MESSAGE_TIME);
+            time_out(loop, c);
         conn_update(loop, c);
     }
 }

@@ -72,9 +72,11 @@ static void free_if_unused(struct pl_loop *loop, struct group *g)
 int pl_group_free(struct pl_loop *loop, int group)
 {
     int rc = loop_guard(loop);
+    if (rc < 0 && rc != PL_E_FORKED)
+        return rc;
     struct group *g = group_get(loop, group);
-    if (rc == PL_E_THREAD || !g)
-        return rc == PL_E_THREAD ? rc : -EINVAL;
+    if (!g)
+        return -EINVAL;
     for (uint32_t i = 0; i < loop->listeners_cap; i++)
         if (loop->listeners[i].fd >= 0 && loop->listeners[i].group == g->number)
             listener_drop(loop, i);
@@ -142,7 +144,7 @@ void listener_drop(struct pl_loop *loop, uint32_t number)
 int pl_listener_close(struct pl_loop *loop, int fd)
 {
     int rc = loop_guard(loop);
-    if (rc == PL_E_THREAD)
+    if (rc < 0 && rc != PL_E_FORKED)
         return rc;
     for (uint32_t i = 0; i < loop->listeners_cap; i++)
         if (fd >= 0 && loop->listeners[i].fd == fd) {

@@ -11,6 +11,7 @@ int conn_adopt(struct pl_loop *loop, struct group *g, int fd, uint64_t *id)
     struct conn *c = conn_new(g, fd, loop->now);
     if (!c)
         return -ENOMEM;
+    c->served = loop->tick; /* PL_EV_OPEN has a batch to itself */
     int rc = table_add(&loop->table, c, &c->id);
     if (rc < 0)
         goto free_conn;
@@ -104,6 +105,16 @@ static void on_flushed(struct pl_loop *loop, struct conn *c)
 void conn_push_out(struct pl_loop *loop, struct conn *c)
 {
     int rc = conn_flush(c, &loop->pool, loop->now);
+    uint32_t deaf = CONN_CLOSING | CONN_FAULTED | CONN_EOF_TOLD;
+    if (rc < 0 && c->flags & CONN_UNCUT && !(c->flags & deaf)) {
+        /* The peer takes no answers; what it said before is told, then the next receive ends it. */
+        queue_fini(&c->out, &loop->pool);
+        c->flags |= CONN_WRITE_DONE | (c->flags & CONN_ABOVE ? CONN_RESUME : 0);
+        c->flags &= ~(uint32_t)(CONN_BLOCKED | CONN_ABOVE);
+        conn_pend(loop, c);
+        conn_update(loop, c);
+        return;
+    }
     if (rc < 0) {
         conn_kill(loop, c, rc);
         return;

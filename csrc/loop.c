@@ -73,6 +73,7 @@ int pl_loop_tick(struct pl_loop *loop, int64_t timeout_ns)
     loop->tick++;
     batch_reset(&loop->batch);
     bury(loop);
+    loop->now = sock_now(); /* clocks that a close or a flush starts do not run for the handlers' time */
     flush_all(loop);
     if (loop->ready_at == loop->ready_count && (rc = wait_ready(loop, timeout_ns)) < 0)
         return rc;
@@ -85,8 +86,10 @@ int pl_loop_tick(struct pl_loop *loop, int64_t timeout_ns)
 int pl_loop_flush(struct pl_loop *loop)
 {
     int rc = loop_guard(loop);
-    if (rc == 0)
+    if (rc == 0) {
+        loop->now = sock_now();
         flush_all(loop);
+    }
     return rc;
 }
 
@@ -206,7 +209,7 @@ int pl_loop_enter(struct pl_loop *loop)
 int pl_loop_leave(struct pl_loop *loop)
 {
     int rc = loop_guard(loop);
-    if (rc != PL_E_THREAD)
+    if (rc == 0 || rc == PL_E_FORKED)
         atomic_store(&loop->runner, 0);
     return rc;
 }

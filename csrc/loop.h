@@ -115,6 +115,7 @@ void bury(struct pl_loop *loop); /* free the conns whose PL_EV_LOST has been tol
 
 /* accept.c */
 void accept_some(struct pl_loop *loop, uint32_t listener);
+void lose_fd(struct pl_loop *loop, int fd); /* it was closed behind the loop's back */
 
 /* gather.c */
 void gather_ready(struct pl_loop *loop);

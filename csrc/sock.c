@@ -89,8 +89,7 @@ int sock_accept(int fd, struct sockaddr_storage *addr, socklen_t *addr_len)
     do {
         *addr_len = sizeof *addr;
         conn = accept_once(fd, (struct sockaddr *)addr, addr_len);
-        /* ECONNABORTED: that peer left while it was queued; the one behind it may be well. */
-    } while (conn == -EINTR || conn == -ECONNABORTED);
+    } while (conn == -EINTR);
     if (conn < 0)
         return conn;
     int moved = sock_above_stdio(conn);

@@ -13,7 +13,7 @@ int sock_set_nonblocking(int fd, int on); /* F_GETFL, then F_SETFL when it diffe
 int sock_is_nonblocking(int fd);          /* 1 or 0 */
 
 /* accept4(SOCK_NONBLOCK | SOCK_CLOEXEC), or accept and fcntl. The fd, >= 3 always; *addr and *addr_len as accept gave
- * them. -EAGAIN when nobody waits; ECONNABORTED is retried. */
+ * them. -EAGAIN when nobody waits; -ECONNABORTED: this one left while it was queued. */
 int sock_accept(int fd, struct sockaddr_storage *addr, socklen_t *addr_len);
 
 int64_t sock_receive(int fd, uint8_t *data, size_t len);            /* 0: end of stream */

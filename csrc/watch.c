@@ -12,6 +12,8 @@ static int fit_fd(struct pl_loop *loop, int fd)
 {
     if (fd < loop->fds_cap)
         return 0;
+    if (poller_fd_closed(fd))
+        return -EBADF; /* and so no number is larger than the kernel's own table */
     int cap = loop->fds_cap ? loop->fds_cap : 64;
     while (cap <= fd)
         cap *= 2;
@@ -28,21 +30,24 @@ static int fit_fd(struct pl_loop *loop, int fd)
 static int move_poller(struct pl_loop *loop)
 {
     struct poller stronger;
-    int rc = poller_init(&stronger, poller_strongest());
+    int vanished = 0, rc = poller_init(&stronger, poller_strongest());
     if (rc < 0)
         return rc;
     for (int fd = 0; fd < loop->fds_cap; fd++) {
         if (!loop->fds[fd].interest)
             continue;
         rc = stronger.ops->set(&stronger, fd, 0, loop->fds[fd].interest);
-        if (rc < 0 && rc != -EBADF) { /* EBADF: closed behind our back; select will have said so */
+        if (rc == -EBADF && (rc = poller_grow(&stronger, vanished + 1)) == 0)
+            stronger.ready[vanished++] = (struct ready){fd, POLLER_BADFD}; /* select cannot say so */
+        if (rc < 0) {
             poller_fini(&stronger);
             return rc;
         }
     }
     poller_fini(&loop->poller);
     loop->poller = stronger;
-    loop->ready_at = loop->ready_count = 0;
+    loop->ready_at = 0;
+    loop->ready_count = vanished;
     loop->automatic = false;
     return 0;
 }
@@ -60,8 +65,9 @@ int watch_set(struct pl_loop *loop, int fd, enum owner owner, uint32_t index, ui
         return rc;
     uint32_t old = loop->fds[fd].interest;
     if (interest != old) {
-        if (interest && must_move(loop, fd, old) && (rc = move_poller(loop)) < 0)
-            return rc;
+        rc = interest && must_move(loop, fd, old) ? move_poller(loop) : 0;
+        if (rc < 0 && fd >= pl_fdset_size())
+            return rc; /* else select will do until the next try */
         rc = loop->poller.ops->set(&loop->poller, fd, old, interest);
         if (rc < 0)
             return rc;
@@ -87,7 +93,7 @@ void watch_forget(struct pl_loop *loop, int fd)
 int pl_watch(struct pl_loop *loop, int fd, uint32_t interest)
 {
     int rc = loop_guard(loop);
-    if (rc == PL_E_THREAD || (rc < 0 && interest))
+    if (rc < 0 && (rc != PL_E_FORKED || interest))
         return rc;
     if (fd < 0)
         return -EBADF;

@@ -355,13 +355,21 @@ class Connection:
         if self._gate & CLOSED:
             return
         exc = failure(reason)
-        timed_out = isinstance(exc, TimeoutError)
         self._exc = exc
-        self._gate |= CLOSED
-        self._close_input(exc)
-        if timed_out and self.buffered:
+        if isinstance(self._target, Inbox) and self._target.messages:
+            self._target.end(exc)  # what came before the fault can still be answered
+        elif isinstance(exc, TimeoutError) and self.buffered:
+            self._gate |= CLOSED
+            self._close_input(exc)
             lib.pl_conn_abort(self._ptr, self._id, reason)
         else:
+            self._end(exc)
+
+    def _end(self, exc: BaseException) -> None:
+        """Close because of `exc`, unless that was done."""
+        if not self._gate & CLOSED:
+            self._gate |= CLOSED
+            self._close_input(exc)
             self._close_core()
 
     def _forget(self) -> None:

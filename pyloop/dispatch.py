@@ -118,7 +118,7 @@ class Dispatch:
         """Hold or drop the event at hand: true when its connection takes none now."""
         if conn._gate and not conn._gate & CLOSED:
             code = lib.pl_conn_hold(self.ptr, self._index())
-            if code < 0:
+            if code < 0 and code != -errno.ESTALE:  # gone: its loss is told later in this batch
                 conn._fail(failure(code))
         return bool(conn._gate)
 

@@ -96,7 +96,9 @@ async def converse(conn: Connection, handler: Callable[[Connection], Any]) -> No
     try:
         await handler(conn)
     except Exception as exc:
-        if not _is_an_ending(conn, exc):
+        if _is_an_ending(conn, exc):
+            conn._end(exc)
+        else:
             conn._fail(exc)
     except BaseException:  # cancelled, or leaving run
         conn.abort()

@@ -61,6 +61,7 @@ class Inbox:
         while not self.messages:
             if self.ended:
                 if self.exc is not None:
+                    self.conn._end(self.exc)
                     raise self.exc
                 return None
             self.waiter = self.conn._owner.loop.create_future()

@@ -228,10 +228,11 @@ class Loop(asyncio.SelectorEventLoop):
         try:
             super().run_forever()
         finally:
-            lib.pl_loop_flush(self._core.ptr)  # write(); loop.stop() sends
-            lib.pl_loop_leave(self._core.ptr)
-            if in_main:
-                self._restore_wakeup_fd(previous)
+            if self._core.ptr != ffi.NULL:  # else a forked child has closed it
+                lib.pl_loop_flush(self._core.ptr)  # write(); loop.stop() sends
+                lib.pl_loop_leave(self._core.ptr)
+                if in_main:
+                    self._restore_wakeup_fd(previous)
 
     def _own_wakeup_fd(self) -> int:
         fd = lib.pl_loop_signal_fd(self._core.ptr)
