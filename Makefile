@@ -28,7 +28,7 @@ run: $(VENV)/.built ## build and start the chat server on 127.0.0.1:8888 (Ctrl-C
 
 test: $(VENV)/.test $(VENV)/.built ## build and run all tests, those of the C core under ASan and UBSan first
 	@$(MAKE) asan
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n 3 $(ARGS)
 
 build: $(VENV)/.built ## build into the checkout, as run and test do by themselves
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +36,7 @@ class Connection:
     __slots__ = (
         "__weakref__",
         "_call",
-        "_closers",
+        "_closed",
         "_exc",
         "_gate",
         "_id",
@@ -45,7 +44,7 @@ class Connection:
         "_peer",
         "_ptr",
         "_target",
-        "_writers",
+        "_writable",
         "state",
     )
 
@@ -60,8 +59,8 @@ class Connection:
         self._call: Callable[[Any, bytes], object] = _ignore
         self._target: Any = None
         self._exc: BaseException | None = None
-        self._writers: deque[asyncio.Future[None]] | bool | None = None
-        self._closers: list[asyncio.Future[None]] | None = None
+        self._writable: asyncio.Event | None = None  # there while output is over high water
+        self._closed: asyncio.Event | None = None  # there while somebody waits for the end
         self.state = None
 
     # ---- what it is ----
@@ -163,22 +162,20 @@ class Connection:
             raise failure(code, self._ptr)
 
     def _pause_writing(self) -> None:
-        if self._writers is None:
-            self._writers = True
+        if self._writable is None:
+            self._writable = asyncio.Event()
         if isinstance(self._target, Protocol):
             self._guard(self._target.pause_writing)
 
     def _resume_writing(self) -> None:
-        writers, self._writers = self._writers, None
-        self._wake_writers(writers, None)
+        self._wake_writers()
         if isinstance(self._target, Protocol):
             self._guard(self._target.resume_writing)
 
-    @staticmethod
-    def _wake_writers(writers: Any, exc: Exception | None) -> None:
-        for future in writers if isinstance(writers, deque) else ():
-            if not future.done():
-                future.set_result(None) if exc is None else future.set_exception(exc)
+    def _wake_writers(self) -> None:
+        writable, self._writable = self._writable, None
+        if writable is not None:
+            writable.set()
 
     async def drain(self) -> None:
         """Wait until no more than 16 KiB are queued, if more than 64 KiB were.
@@ -186,15 +183,10 @@ class Connection:
         Raises:
             ConnectionClosed: the connection is closing or lost.
         """
+        if self._writable is not None:
+            await self._writable.wait()
         if self._gate & CLOSED:
             raise self._closed_error("drain")
-        if self._writers is None:
-            return
-        if not isinstance(self._writers, deque):
-            self._writers = deque()
-        future = self._owner.loop.create_future()
-        self._writers.append(future)
-        await future
 
     def _closed_error(self, what: str) -> ConnectionClosed:
         if isinstance(self._exc, ConnectionClosed):
@@ -290,21 +282,15 @@ class Connection:
 
     async def wait_closed(self) -> None:
         """Wait until the socket is closed, all queued output handed over or lost."""
-        if self._ptr == ffi.NULL:
-            return
-        if self._closers is None:
-            self._closers = []
-        closer = self._owner.loop.create_future()
-        self._closers.append(closer)
-        await closer
+        if self._ptr != ffi.NULL:
+            self._closed = self._closed or asyncio.Event()
+            await self._closed.wait()
 
     def _close_input(self, exc: BaseException | None) -> None:
         """End what waits for messages or for room to write."""
-        writers, self._writers = self._writers, None
+        self._wake_writers()
         if isinstance(self._target, Inbox):
             self._target.end(exc)
-        if isinstance(writers, deque):
-            self._wake_writers(writers, self._closed_error("drain"))
 
     # ---- called by dispatch and servers ----
 
@@ -395,7 +381,6 @@ class Connection:
             where = show_address(self.peername)
             log.error("connection_lost of %s raised", where, exc_info=exc)
         finally:
-            for closer in self._closers or ():
-                if not closer.done():
-                    closer.set_result(None)
+            if self._closed is not None:
+                self._closed.set()
             self._owner.forget(self)

@@ -269,7 +269,7 @@ def test_receive_raises_the_framing_error_behind_the_messages(run: Any) -> None:
         async with server, peer_of(server) as (reader, writer):
             assert await answer((reader, writer), b"1:a,2:bc,") == b"1:a,2:bc,"
             writer.write(b"1:d,10:")
-            await reader.read()
+            assert await reader.read() == b"1:d,", "what came before the fault is answered"
             assert got == [b"a", b"bc", b"d", "message over max_size"]
 
     run(main())
