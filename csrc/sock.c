@@ -114,8 +114,10 @@ int64_t sock_send(int fd, const struct iovec *iov, int n)
     struct msghdr msg = {0};
     msg.msg_iov = (struct iovec *)iov; /* sendmsg only reads it; the type is shared with recvmsg */
     msg.msg_iovlen = (size_t)n;
+    int flags = MSG_NOSIGNAL | MSG_DONTWAIT;
     for (;;) {
-        ssize_t sent = sendmsg(fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+        /* One piece is the common case, and send costs the kernel less than sendmsg. */
+        ssize_t sent = n == 1 ? send(fd, iov->iov_base, iov->iov_len, flags) : sendmsg(fd, &msg, flags);
         if (sent >= 0)
             return sent;
         if (errno != EINTR)

@@ -25,7 +25,7 @@
 #include <sys/select.h>
 #include <sys/socket.h>
 
-enum call { ACCEPT4, EPOLL_CTL, EPOLL_WAIT, PSELECT, PPOLL, SENDMSG, CLOSE, MALLOC, CALLS };
+enum call { ACCEPT4, EPOLL_CTL, EPOLL_WAIT, PSELECT, PPOLL, CLOSE, MALLOC, CALLS };
 
 static struct rule {
     const char *name;
@@ -37,8 +37,8 @@ static struct rule {
 } rules[CALLS] = {
     [ACCEPT4] = {.name = "accept4"},       [EPOLL_CTL] = {.name = "epoll_ctl"},
     [EPOLL_WAIT] = {.name = "epoll_wait"}, [PSELECT] = {.name = "pselect"},
-    [PPOLL] = {.name = "ppoll"},           [SENDMSG] = {.name = "sendmsg"},
-    [CLOSE] = {.name = "close"},           [MALLOC] = {.name = "malloc"},
+    [PPOLL] = {.name = "ppoll"},           [CLOSE] = {.name = "close"},
+    [MALLOC] = {.name = "malloc"},
 };
 
 static const struct {
@@ -168,7 +168,6 @@ typedef int ctl_fn(int, int, int, struct epoll_event *);
 typedef int wait_fn(int, struct epoll_event *, int, int);
 typedef int pselect_fn(int, fd_set *, fd_set *, fd_set *, const struct timespec *, const sigset_t *);
 typedef int ppoll_fn(struct pollfd *, nfds_t, const struct timespec *, const sigset_t *);
-typedef ssize_t sendmsg_fn(int, const struct msghdr *, int);
 
 int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
 {
@@ -195,11 +194,6 @@ int pselect(int nfds, fd_set *r, fd_set *w, fd_set *e, const struct timespec *t,
 int ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout, const sigset_t *mask)
 {
     FAIL_OR(PPOLL, ppoll_fn *, fds, n, timeout, mask);
-}
-
-ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
-{
-    FAIL_OR(SENDMSG, sendmsg_fn *, fd, message, flags);
 }
 
 int close(int fd)
