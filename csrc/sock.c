@@ -117,7 +117,8 @@ int64_t sock_send(int fd, const struct iovec *iov, int n)
     int flags = MSG_NOSIGNAL | MSG_DONTWAIT;
     for (;;) {
         /* One piece is the common case, and send costs the kernel less than sendmsg. */
-        ssize_t sent = n == 1 ? send(fd, iov->iov_base, iov->iov_len, flags) : sendmsg(fd, &msg, flags);
+        ssize_t sent = n == 1 ? send(fd, iov->iov_base, iov->iov_len, flags)
+                              : sendmsg(fd, &msg, flags);
         if (sent >= 0)
             return sent;
         if (errno != EINTR)

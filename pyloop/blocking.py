@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import socket
 import ssl as ssl_module
+import struct
+import time
 from typing import Any
 
 from pyloop.address import Address, show_address
@@ -14,6 +18,8 @@ from pyloop.framing import Framing, as_bytes
 __all__ = ["BlockingConnection"]
 
 _RECEIVE_BYTES = 64 * 1024
+_LINGER_SECONDS = 1.0
+_ids = itertools.count(1)
 
 
 class BlockingConnection:
@@ -22,13 +28,27 @@ class BlockingConnection:
     For one thread at a time. A context manager: leaving it closes the connection.
     """
 
-    __slots__ = ("_ended", "_framing", "_out", "_reader", "_sock", "peername", "sockname", "state")
+    __slots__ = (
+        "_ended",
+        "_framing",
+        "_out",
+        "_reader",
+        "_sock",
+        "id",
+        "peername",
+        "sockname",
+        "state",
+    )
 
     def __init__(self, sock: socket.socket, framing: Framing) -> None:
         self._sock: socket.socket | None = sock
         self._framing = framing
         self._ended = False
-        self._reader = ffi.gc(lib.pl_reader_new(), lib.pl_reader_free)
+        self.id = next(_ids)  # no other blocking connection of this process has it
+        reader = lib.pl_reader_new()
+        if reader == ffi.NULL:
+            raise MemoryError("no memory for a reader")
+        self._reader = ffi.gc(reader, lib.pl_reader_free)
         self._out = ffi.new("const uint8_t **"), ffi.new("size_t *")
         self.peername: Address = sock.getpeername()
         self.sockname: Address = sock.getsockname()
@@ -129,17 +149,32 @@ class BlockingConnection:
         sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Close; what was sent still reaches a peer that reads it."""
+        """Close; a peer that reads gets all that was sent, and then end of stream.
+
+        Input is discarded until the peer closes too, for a second at most: to close over unread
+        input would reset the peer and destroy what was sent.
+        """
         sock, self._sock = self._sock, None
-        if sock is not None:
-            sock.close()
+        if sock is None:
+            return
+        with sock, contextlib.suppress(OSError, ValueError):
+            if isinstance(sock, ssl_module.SSLSocket):
+                sock.settimeout(0)
+                with contextlib.suppress(ssl_module.SSLError):
+                    sock.unwrap()  # sends close_notify; the peer's is not waited for
+            sock.shutdown(socket.SHUT_WR)
+            end = time.monotonic() + _LINGER_SECONDS
+            while not self._ended and (left := end - time.monotonic()) > 0:
+                sock.settimeout(left)
+                self._ended = not sock.recv(_RECEIVE_BYTES)
 
     def abort(self) -> None:
         """Close with a reset: what the kernel still holds is lost."""
-        if self._sock is not None:
-            linger = (1).to_bytes(4, "little") + bytes(4)
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            self.close()
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            linger = struct.pack("ii", 1, 0)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            sock.close()
 
     def __enter__(self) -> BlockingConnection:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import ssl as ssl_module
@@ -22,6 +23,8 @@ from pyloop.tls import TLSConnection
 
 __all__ = ["connect", "dial"]
 
+_UNIX_RETRY_SECONDS = 0.01
+
 
 def _check_target(host: Any, port: Any, path: Any) -> str | None:
     """Return the Unix path to connect to, or None for host and port."""
@@ -39,6 +42,8 @@ def _failed(exc: OSError, address: Any) -> OSError:
     if exc.errno is None:
         return exc
     where = show_address(address).replace("\0", "@", 1)
+    if isinstance(exc, socket.gaierror):
+        return socket.gaierror(exc.errno, f"cannot connect to {where}: {exc.strerror}")
     return OSError(exc.errno, f"cannot connect to {where}: {os.strerror(exc.errno)}")
 
 
@@ -46,7 +51,10 @@ async def _connect_one(loop: Loop, family: int, proto: int, address: Any) -> soc
     sock = stream_socket(family, proto)
     try:
         sock.setblocking(False)
-        await loop.sock_connect(sock, address)
+        if family == socket.AF_UNIX:
+            await _connect_unix(sock, address)
+        else:
+            await loop.sock_connect(sock, address)
     except OSError as exc:
         sock.close()
         raise _failed(exc, address) from None
@@ -54,6 +62,15 @@ async def _connect_one(loop: Loop, family: int, proto: int, address: Any) -> soc
         sock.close()
         raise
     return sock
+
+
+async def _connect_unix(sock: socket.socket, path: str) -> None:
+    """Connect, or wait while the listener's queue is full: no readiness tells of that (unix(7))."""
+    while True:
+        try:
+            return sock.connect(path)
+        except BlockingIOError:
+            await asyncio.sleep(_UNIX_RETRY_SECONDS)
 
 
 async def _connect_any(loop: Loop, host: str, port: int) -> socket.socket:
@@ -126,6 +143,7 @@ async def _handshake(
         conn._start_tls(context, begin, timeout, False, hostname)
         await conn._made
     except BaseException:
+        conn._made.cancel()
         conn.abort()
         raise
 
@@ -182,7 +200,7 @@ async def connect(
         assert context is not None
         await _handshake(conn, context, begin, timeout, server_hostname or host)
     else:
-        begin(conn)
+        conn._guard(begin, conn)
     return conn
 
 

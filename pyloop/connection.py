@@ -16,15 +16,11 @@ from pyloop.core import failure, ffi, lib
 from pyloop.errors import ConnectionClosed, WriteLimitError
 from pyloop.framing import as_bytes, refusal
 from pyloop.inbox import CLOSED, PAUSED, Inbox
-from pyloop.protocol import Owner, Protocol, log
+from pyloop.protocol import Owner, Protocol, deliver, ignore, log
 
 __all__ = ["Connection"]
 
 _send, _write = lib.pl_conn_send, lib.pl_conn_write
-
-
-def _ignore(target: Any, message: bytes) -> None:
-    """Take the messages of a connection that has been lost."""
 
 
 class Connection:
@@ -37,6 +33,7 @@ class Connection:
         "__weakref__",
         "_call",
         "_closed",
+        "_context",
         "_exc",
         "_gate",
         "_id",
@@ -56,7 +53,8 @@ class Connection:
         self._owner = owner
         self._peer = peer
         self._gate = 0
-        self._call: Callable[[Any, bytes], object] = _ignore
+        self._context = owner.context.copy()  # in which all its callbacks run
+        self._call: Callable[[Any, bytes], object] = ignore
         self._target: Any = None
         self._exc: BaseException | None = None
         self._writable: asyncio.Event | None = None  # there while output is over high water
@@ -165,12 +163,12 @@ class Connection:
         if self._writable is None:
             self._writable = asyncio.Event()
         if isinstance(self._target, Protocol):
-            self._guard(self._target.pause_writing)
+            self._guard(self._target.pause_writing)  # in the context of who sends
 
     def _resume_writing(self) -> None:
         self._wake_writers()
         if isinstance(self._target, Protocol):
-            self._guard(self._target.resume_writing)
+            self._guard(self._context.run, self._target.resume_writing)
 
     def _wake_writers(self) -> None:
         writable, self._writable = self._writable, None
@@ -266,10 +264,13 @@ class Connection:
         self._check_caller(letting_go=True)
         if not self._gate & CLOSED:
             self._gate |= CLOSED
-            if isinstance(self._target, Inbox):
-                self._target.drop(self._closed_error("receive"))
+            self._drop_input()
             self._close_input(None)
             self._close_core()
+
+    def _drop_input(self) -> None:
+        if isinstance(self._target, Inbox):
+            self._target.drop(self._closed_error("receive"))
 
     def _close_core(self) -> None:
         lib.pl_conn_close(self._ptr, self._id)
@@ -278,6 +279,7 @@ class Connection:
         """Close now: queued output is lost, the peer sees a reset."""
         self._check_caller(letting_go=True)
         self._gate |= CLOSED
+        self._drop_input()
         lib.pl_conn_abort(self._ptr, self._id, -errno.ECONNABORTED)
 
     async def wait_closed(self) -> None:
@@ -297,9 +299,9 @@ class Connection:
     def _attach(self, call: Callable[[Any, bytes], object], target: Any) -> None:
         self._call, self._target = call, target
 
-    def _start_protocol(self, protocol: Any) -> None:
-        self._attach(type(protocol).message_received, protocol)
-        self._guard(protocol.connection_made, self)
+    def _start_protocol(self, protocol: Protocol) -> None:
+        self._attach(deliver, protocol)
+        self._guard(self._context.run, protocol.connection_made, self)
 
     def _drain_input(self) -> None:
         """Take one last receive, then see end of stream: the server is stopping."""
@@ -309,10 +311,12 @@ class Connection:
         """Call the user's code; what it raises ends this connection only."""
         try:
             return call(*args)
-        except Exception as exc:
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
             self._fail(exc)
 
-    def _fail(self, exc: Exception) -> None:
+    def _fail(self, exc: BaseException) -> None:
         log.error(
             "handler of %s raised; connection aborted",
             show_address(self.peername),
@@ -331,7 +335,8 @@ class Connection:
             return
         keep = False
         try:
-            keep = isinstance(self._target, Protocol) and self._guard(self._target.eof_received)
+            if isinstance(self._target, Protocol):
+                keep = self._guard(self._context.run, self._target.eof_received)
         finally:
             if not keep:
                 self.close()
@@ -369,15 +374,19 @@ class Connection:
             self._exc = failure(reason)
         self._gate |= CLOSED
         self.peername  # noqa: B018 -- decoded while it is cheap to say whose it was
-        target, self._target, self._call = self._target, None, _ignore
+        target, self._target, self._call = self._target, None, ignore
         self._ptr = ffi.NULL
         if isinstance(target, Inbox):
             self._target = target
         self._close_input(self._exc)
+        if isinstance(target, Inbox):
+            target.conn = None
         try:
             if isinstance(target, Protocol):
-                target.connection_lost(self._exc)
-        except Exception as exc:
+                self._context.run(target.connection_lost, self._exc)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
             where = show_address(self.peername)
             log.error("connection_lost of %s raised", where, exc_info=exc)
         finally:

@@ -86,8 +86,10 @@ class Dispatch:
                     self._gated(conn)
                     continue
                 try:
-                    conn._call(conn._target, memory[start:end])
-                except Exception as exc:
+                    conn._context.run(conn._call, conn._target, memory[start:end])
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as exc:  # a CancelledError ends no server
                     conn._fail(exc)
             else:
                 others[kind](slot, start, end)
@@ -103,6 +105,8 @@ class Dispatch:
         """Cut the connections off from a core that is about to be freed."""
         self._events = iter(())
         self._view.release()
+        for owner in tuple(self.owners.values()):
+            owner.cut_off()
         connections, self.connections = self.connections, []
         foreign = is_foreign(self.ptr)
         for conn in filter(None, connections):
@@ -161,7 +165,7 @@ class Dispatch:
     def _cipher(self, slot: int, start: int, end: int) -> None:
         conn: Any = self.connections[slot]
         if conn is not None:
-            conn._cipher_received(_MEMORY[start:end])
+            conn._guard(conn._cipher_received, _MEMORY[start:end])
 
     def _lost(self, slot: int, start: int, end: int) -> None:
         conn = self.connections[slot]

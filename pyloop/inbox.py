@@ -21,7 +21,7 @@ class Inbox:
     __slots__ = ("conn", "ended", "exc", "messages", "size", "waiter")
 
     def __init__(self, conn: Connection) -> None:
-        self.conn = conn
+        self.conn: Connection | None = conn  # None once it is lost, so that no cycle stays
         self.messages: deque[bytes] = deque()
         self.size = 0
         self.ended = False
@@ -32,7 +32,7 @@ class Inbox:
         """Take a message from dispatch; when full, the core holds the rest."""
         self.messages.append(message)
         self.size += len(message)
-        if self.size >= self.conn._owner.read_limit:
+        if self.conn is not None and self.size >= self.conn._owner.read_limit:
             self.conn._pause(FULL)
         self._wake()
 
@@ -60,10 +60,12 @@ class Inbox:
             raise RuntimeError("another receive() is already waiting on this connection")
         while not self.messages:
             if self.ended:
-                if self.exc is not None:
+                if self.exc is None:
+                    return None
+                if self.conn is not None:
                     self.conn._end(self.exc)
-                    raise self.exc
-                return None
+                raise self.exc
+            assert self.conn is not None
             self.waiter = self.conn._owner.loop.create_future()
             try:
                 await self.waiter
@@ -71,6 +73,7 @@ class Inbox:
                 self.waiter = None
         message = self.messages.popleft()
         self.size -= len(message)
-        if self.conn._gate & FULL and self.size * 2 <= self.conn._owner.read_limit:
-            self.conn._resume(FULL)
+        conn = self.conn
+        if conn is not None and conn._gate & FULL and self.size * 2 <= conn._owner.read_limit:
+            conn._resume(FULL)
         return message

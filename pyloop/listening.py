@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import socket
@@ -160,6 +159,7 @@ def check_socket(sock: Any) -> socket.socket:
         bound = sock.getsockname()
     except OSError as exc:
         raise ValueError(f"sock: expected an open, bound socket, got {sock!r}: {exc}") from None
-    if sock.family in (socket.AF_INET, socket.AF_INET6) and bound[1] == 0:
-        raise ValueError(f"sock: expected a bound socket, got {sock!r}: {errno.EINVAL}")
+    inet = sock.family in (socket.AF_INET, socket.AF_INET6)
+    if (bound[1] == 0) if inet else not bound:
+        raise ValueError(f"sock: expected a bound socket, got {sock!r}")
     return sock

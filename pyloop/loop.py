@@ -136,8 +136,8 @@ class CoreSelector(selectors.BaseSelector):
 
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:
         key = self._map[fileobj]
-        del self._by_fd[key.fd]
         self.check(lib.pl_watch(self.ptr, key.fd, 0))
+        del self._by_fd[key.fd]
         return key
 
     def select(self, timeout: float | None = None) -> Any:
@@ -159,10 +159,12 @@ class CoreSelector(selectors.BaseSelector):
     def close(self) -> None:
         if self.ptr == ffi.NULL:
             return
-        self.dispatch.close()
-        ptr, self.ptr = self.ptr, ffi.NULL
-        self._by_fd.clear()
-        check(lib.pl_loop_free(ptr))
+        try:
+            self.dispatch.close()
+        finally:
+            ptr, self.ptr = self.ptr, ffi.NULL
+            self._by_fd.clear()
+            check(lib.pl_loop_free(ptr))
 
 
 class _WakeupFd:
@@ -192,7 +194,7 @@ class Loop(asyncio.SelectorEventLoop):
     def __init__(self, backend: str = "auto") -> None:
         self._closed = True  # for __del__, should the next line raise
         self._core = CoreSelector(backend)
-        self._wake_lock = threading.Lock()
+        self._wake_lock = threading.RLock()  # a signal handler may come in between
         try:
             super().__init__(self._core)
         except BaseException:
@@ -239,9 +241,11 @@ class Loop(asyncio.SelectorEventLoop):
         return signal.set_wakeup_fd(fd, warn_on_full_buffer=False)
 
     def _restore_wakeup_fd(self, previous: int) -> None:
-        ours = previous == lib.pl_loop_signal_fd(self._core.ptr)
-        # add_signal_handler before run has set it; with the last handler it goes.
-        signal.set_wakeup_fd(-1 if ours and not self._signal_handlers else previous)  # type: ignore[attr-defined]
+        """Give back what was there, or stay while handlers wait for signals between two runs."""
+        ours = lib.pl_loop_signal_fd(self._core.ptr)
+        if previous in (-1, ours):
+            previous = ours if self._signal_handlers else -1  # type: ignore[attr-defined]
+        signal.set_wakeup_fd(previous, warn_on_full_buffer=previous != ours)
 
     def remove_signal_handler(self, sig: int) -> bool:
         removed = super().remove_signal_handler(sig)
@@ -303,7 +307,7 @@ _loops: weakref.WeakSet[Loop] = weakref.WeakSet()
 def _renew_locks() -> None:
     """In a forked child: another thread of the parent may have held them."""
     for loop in _loops:
-        loop._wake_lock = threading.Lock()
+        loop._wake_lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_renew_locks)

@@ -109,6 +109,10 @@ class Group:
         self.number = check(lib.pl_group_new(ptr, self._options, self.counters), ptr)
         self._ptr = ptr
 
+    def cut_off(self) -> None:
+        """Forget a core that is gone, or about to be."""
+        self._ptr = None
+
     def close(self) -> None:
         """Give it up: listeners close, connections live on."""
         if self._ptr is not None:

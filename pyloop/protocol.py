@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from pyloop.connection import Connection
     from pyloop.framing import Framing
 
-__all__ = ["Owner", "Protocol", "log"]
+__all__ = ["Owner", "Protocol", "deliver", "ignore", "log"]
 
 log = logging.getLogger("pyloop")
 
@@ -44,7 +45,7 @@ class Protocol:
 class Owner:
     """What a Connection belongs to: a server, or the call that dialled it."""
 
-    __slots__ = ("counters", "framing", "loop", "read_limit", "server", "write_limit")
+    __slots__ = ("context", "counters", "framing", "loop", "read_limit", "server", "write_limit")
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class Owner:
         write_limit: int,
     ) -> None:
         self.loop = loop
+        self.context = contextvars.copy_context()
         self.counters = counters
         self.framing = framing
         self.read_limit = read_limit
@@ -65,5 +67,20 @@ class Owner:
         """Make the Connection of a conn that the core accepted, and enter it into dispatch."""
         raise RuntimeError("this owner does not listen")
 
+    def refused(self, code: int) -> None:
+        """Hear that the core closed a conn at once, because of `code`."""
+
     def forget(self, conn: Connection) -> None:
         """Drop `conn`, whose connection_lost has been called."""
+
+    def cut_off(self) -> None:
+        """Let go of the core, which is about to be freed."""
+
+
+def ignore(target: Any, message: bytes) -> None:
+    """Take the messages of a connection that has been lost."""
+
+
+def deliver(protocol: Protocol, message: bytes) -> None:
+    """Look the method up each time: a protocol may change its own."""
+    protocol.message_received(message)

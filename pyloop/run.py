@@ -121,11 +121,30 @@ async def _serve(servers: tuple[Server, ...]) -> None:
 
     with _Signals(signalled, signal.SIGINT, signal.SIGTERM):
         try:
-            for server in servers:
-                await server.start()
-            await _until_stopped(stop, servers)
+            if await _started(stop, servers):
+                await _until_stopped(stop, servers)
         finally:
             await _stop_all(servers)
+
+
+async def _started(stop: asyncio.Event, servers: tuple[Server, ...]) -> bool:
+    """Start them in turn; a signal meanwhile gives it up."""
+
+    async def start() -> None:
+        for server in servers:
+            await server.start()
+
+    starting = asyncio.ensure_future(start())
+    signalled = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((starting, signalled), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+        return starting.done()
+    finally:
+        signalled.cancel()
+        starting.cancel()
+        await asyncio.gather(starting, signalled, return_exceptions=True)
 
 
 async def _stop_all(servers: tuple[Server, ...]) -> None:

@@ -145,6 +145,8 @@ class Server:
         self._listening = Listening()
         self._service: Service | None = None
         self._stopped: asyncio.Event | None = None
+        self._starting = False
+        self._hook: asyncio.Future[Any] | None = None  # an on_start or on_stop that is running
 
     # ---- what it is ----
 
@@ -186,19 +188,28 @@ class Server:
             RuntimeError: no pyloop.Loop is running, or the server was started already.
         """
         loop = running_loop("Server.start()")
-        if self._service is not None:
+        if self._service is not None or self._starting:
             raise RuntimeError("Server.start(): the server has been started already")
-        await self._listen(loop)
-        self._stopped = asyncio.Event()
-        self._service = service = Service(self, loop)
+        self._starting = True
         try:
-            await _call_hook(self._on_start, self)
+            await self._listen(loop)
+            self._stopped = asyncio.Event()
+            self._service = service = Service(self, loop)
+            await self._call_hook(self._on_start)
             service.accept(self._listening.sockets)
         except BaseException:
-            self._service = None
-            service.end()
-            self._listening.close()
+            if self._service is not None:
+                self._service.end()
+            self._cut_off()
             raise
+        finally:
+            self._starting = False
+
+    def _cut_off(self) -> None:
+        """Give up the listening sockets and the running half; the core is gone, or will be."""
+        self._listening.close()
+        self._service = None
+        self._group.cut_off()
 
     async def _listen(self, loop: Loop) -> None:
         if self._sock is not None:
@@ -223,6 +234,11 @@ class Server:
         if service is None:
             return
         assert self._stopped is not None
+        if asyncio.current_task() in service.tasks:
+            raise RuntimeError(
+                "Server.stop(): awaited in a handler of this server it would wait for itself; "
+                "use asyncio.create_task(server.stop())"
+            )
         if service.stopping:
             await self._stopped.wait()
             return
@@ -230,7 +246,7 @@ class Server:
         self._stop_accepting()
         try:
             await service.drain(self._drain_timeout)
-            await _call_hook(self._on_stop, self)
+            await self._call_hook(self._on_stop)
         finally:
             service.abort()  # what is left when this was cancelled
             service.end()
@@ -243,9 +259,11 @@ class Server:
         self._listening.close()
 
     def abort(self) -> None:
-        """Abort every connection and cancel every handler, now; `stop` is then quick."""
+        """Abort every connection, cancel every handler and hook: `stop` is then quick."""
         if self._service is not None:
             self._service.abort()
+        if self._hook is not None:
+            self._hook.cancel()
 
     async def serve_forever(self) -> None:
         """Serve until stopped or cancelled; starts the server if need be."""
@@ -285,8 +303,11 @@ class Server:
             if conn not in left_out:
                 conn.write(data)
 
-
-async def _call_hook(hook: Callable[[Server], Any] | None, server: Server) -> None:
-    result = hook(server) if hook is not None else None
-    if inspect.isawaitable(result):
-        await result
+    async def _call_hook(self, hook: Callable[[Server], Any] | None) -> None:
+        result = hook(self) if hook is not None else None
+        if inspect.isawaitable(result):
+            self._hook = asyncio.ensure_future(result)
+            try:
+                await self._hook
+            finally:
+                self._hook = None

@@ -34,8 +34,8 @@ class Service(Owner):
         "_core",
         "_dispatch",
         "_group",
+        "_handshaking",
         "_idle",
-        "_made",
         "_ptr",
         "_refused_at",
         "connections",
@@ -50,6 +50,7 @@ class Service(Owner):
         self.stopping = False
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
+        self._handshaking: set[Connection] = set()  # TLS peers of whom the handler knows nothing
         self._idle: asyncio.Future[None] | None = None
         self._refused_at = -_REFUSED_LOG_SECONDS
         self._core = loop._core
@@ -66,11 +67,11 @@ class Service(Owner):
         if server._kind is HandlerKind.MESSAGE:
             return lambda conn: conn._attach(handler, conn)
         if server._kind is HandlerKind.PROTOCOL:
-            return lambda conn: conn._start_protocol(_make_protocol(handler))
+            return lambda conn: conn._start_protocol(conn._context.run(_make_protocol, handler))
 
         def begin(conn: Connection) -> None:
             conn._attach(Inbox.push, Inbox(conn))
-            self._track(self.loop.create_task(converse(conn, handler)))
+            self._track(self.loop.create_task(converse(conn, handler), context=conn._context))
 
         return begin
 
@@ -99,19 +100,28 @@ class Service(Owner):
         conn: Connection = (Connection if context is None else TLSConnection)(
             self._ptr, ident, self, peer
         )
-        self.connections.add(conn)
         self._dispatch.add(ident, conn)
         if isinstance(conn, TLSConnection):
+            self._handshaking.add(conn)
             timeout = self.server._handshake_timeout
-            conn._guard(conn._start_tls, context, self._begin, timeout, True, None)
+            conn._guard(conn._start_tls, context, self._welcome, timeout, True, None)
         else:
-            conn._guard(self._begin, conn)
+            self._welcome(conn)
         if self.stopping:
             conn._drain_input()
 
+    def _welcome(self, conn: Connection) -> None:
+        self._handshaking.discard(conn)
+        self.connections.add(conn)
+        conn._guard(self._begin, conn)
+
     def forget(self, conn: Connection) -> None:
         self.connections.discard(conn)
+        self._handshaking.discard(conn)
         self._check_idle()
+
+    def cut_off(self) -> None:
+        self.server._cut_off()
 
     def refused(self, code: int) -> None:
         """Log, at most once a second, that a connection was closed at once, and why."""
@@ -132,7 +142,8 @@ class Service(Owner):
 
     def _check_idle(self) -> None:
         idle = self._idle
-        if idle is not None and not self.connections and not self.tasks and not idle.done():
+        busy = self.connections or self._handshaking or self.tasks
+        if idle is not None and not busy and not idle.done():
             idle.set_result(None)
 
     async def _wait_idle(self, timeout: float | None) -> bool:
@@ -143,7 +154,7 @@ class Service(Owner):
 
     async def drain(self, timeout: float) -> None:
         """Let handlers finish for `timeout` seconds, then abort what is left."""
-        for conn in tuple(self.connections):
+        for conn in (*self.connections, *self._handshaking):
             conn._drain_input()
         if not await self._wait_idle(timeout):
             self.abort()
@@ -151,7 +162,7 @@ class Service(Owner):
 
     def abort(self) -> None:
         """Abort every connection and cancel every task."""
-        for conn in tuple(self.connections):
+        for conn in (*self.connections, *self._handshaking):
             conn.abort()
         for task in tuple(self.tasks):
             task.cancel()

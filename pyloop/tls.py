@@ -170,6 +170,9 @@ class TLSConnection(Connection):
         self._send_plain(data if type(data) is bytes else as_bytes(data))
 
     def _send_plain(self, data: bytes) -> None:
+        if self._gate & CLOSED:
+            self._owner.counters.dropped += 1
+            return
         code = lib.pl_conn_admit(self._ptr, self._id, len(self._backlog))
         if code:
             self._sent(code, len(data))

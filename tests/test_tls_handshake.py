@@ -68,9 +68,9 @@ def test_peer_that_resets_in_the_handshake_hurts_nobody(run):
         async with tls_server() as server:
             async with peer_of(server) as (_, writer):
                 writer.write(b"\x16\x03\x01\x02\x00\x01")
-                await until(lambda: server.connections)
+                await until(lambda: server.stats().open)
                 reset(writer)
-            await until(lambda: not server.connections)
+            await until(lambda: not server.stats().open)
             assert await serves(server)
 
     run(main())
@@ -82,7 +82,7 @@ def test_silent_peer_is_dropped_at_handshake_timeout(run):
             async with peer_of(server) as (reader, _):
                 with pytest.raises(ConnectionResetError):
                     await reader.read()
-            await until(lambda: not server.connections)
+            await until(lambda: not server.stats().open)
             assert await serves(server)
 
     run(main())
@@ -251,7 +251,7 @@ def test_stop_ends_a_handshake_that_hangs(run):
         server = tls_server(drain_timeout=60)
         await server.start()
         async with peer_of(server) as (reader, _):
-            await until(lambda: server.connections)
+            await until(lambda: server.stats().open)
             await server.stop()
             with pytest.raises(ConnectionResetError):
                 await reader.read()
