@@ -203,12 +203,6 @@ static int put_back(struct conn *c, const uint8_t *wire)
     return 0;
 }
 
-static uint64_t *fault_counter(struct pl_counters *counters, int reason)
-{
-    int timed_out = reason == PL_E_IDLE || reason == PL_E_MESSAGE_TIME;
-    return timed_out ? &counters->timeouts : &counters->framing_errors;
-}
-
 /* Take back the events of the conn from `index` on, which stand together. */
 static void withdraw(struct pl_loop *loop, struct conn *c, uint32_t index)
 {
@@ -223,7 +217,7 @@ static void withdraw(struct pl_loop *loop, struct conn *c, uint32_t index)
         if (event->kind == PL_EV_MESSAGE)
             counters->messages_in--;
         else if (event->kind == PL_EV_FAULT)
-            (*fault_counter(counters, event->value))--;
+            --*fault_counter(c->group, event->value);
         if (event->kind <= PL_EV_FAULT)
             event->kind = PL_EV_NONE;
     }

@@ -44,6 +44,13 @@ struct group { /* what the conns of a server share */
     uint32_t refused_tick; /* the tick of its last PL_EV_REFUSED */
 };
 
+/* What counts a PL_EV_FAULT. */
+static inline uint64_t *fault_counter(struct group *g, int reason)
+{
+    int timed_out = reason == PL_E_IDLE || reason == PL_E_MESSAGE_TIME;
+    return timed_out ? &g->counters->timeouts : &g->counters->framing_errors;
+}
+
 struct conn {
     uint64_t id;
     struct group *group;

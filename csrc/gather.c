@@ -25,10 +25,7 @@ static size_t round_up(size_t n) { return (n + 7) & ~(size_t)7; }
 static void fault(struct pl_loop *loop, struct conn *c, int reason)
 {
     c->flags |= CONN_FAULTED;
-    if (reason == PL_E_IDLE || reason == PL_E_MESSAGE_TIME)
-        c->group->counters->timeouts++;
-    else
-        c->group->counters->framing_errors++;
+    ++*fault_counter(c->group, reason);
     batch_push(&loop->batch, PL_EV_FAULT, c->id)->value = reason;
 }
 
@@ -80,7 +77,7 @@ static size_t cut_messages(struct pl_loop *loop, struct conn *c, const uint8_t *
 }
 
 /* End of stream: the last message, or the lack of it, and then PL_EV_EOF. */
-static void cut_end(struct pl_loop *loop, struct conn *c)
+static void end_input(struct pl_loop *loop, struct conn *c)
 {
     struct cut cut;
     if (buf_len(&c->in) && (!(c->flags & CONN_DRAIN) || c->flags & CONN_EOF)) {
@@ -241,7 +238,7 @@ static void gather_input(struct pl_loop *loop, struct conn *c, uint32_t mask)
     if (c->flags & CONN_UNCUT)
         conn_pend(loop, c);
     else if (c->flags & (CONN_EOF | CONN_DRAINED))
-        cut_end(loop, c);
+        end_input(loop, c);
     else if (last && !(c->flags & CONN_PEER_EOF))
         conn_pend(loop, c); /* what was held is cut: the last receive comes next */
 }
