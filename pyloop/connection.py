@@ -13,7 +13,7 @@ from typing import Any
 
 from pyloop.address import Address, decode_sockaddr, local_address, show_address
 from pyloop.core import failure, ffi, lib
-from pyloop.errors import ConnectionClosed, WriteLimitError
+from pyloop.errors import ConnectionClosed, WriteLimitError, without_frames
 from pyloop.framing import as_bytes, refusal
 from pyloop.inbox import CLOSED, PAUSED, Inbox
 from pyloop.protocol import Owner, Protocol, deliver, ignore, log
@@ -188,7 +188,7 @@ class Connection:
 
     def _closed_error(self, what: str) -> ConnectionClosed:
         if isinstance(self._exc, ConnectionClosed):
-            return self._exc
+            return without_frames(self._exc)
         error = ConnectionClosed(
             f"{what}: the connection to {show_address(self.peername)} is closed"
         )
@@ -390,6 +390,8 @@ class Connection:
             where = show_address(self.peername)
             log.error("connection_lost of %s raised", where, exc_info=exc)
         finally:
+            if self._exc is not None:
+                self._exc = without_frames(self._exc)
             if self._closed is not None:
                 self._closed.set()
             self._owner.forget(self)

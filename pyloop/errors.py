@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["ConnectionClosed", "FramingError", "PyloopError", "WriteLimitError"]
+import copy
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
+
+__all__ = [
+    "ConnectionClosed",
+    "FramingError",
+    "PyloopError",
+    "WriteLimitError",
+    "is_same",
+    "without_frames",
+]
 
 
 class PyloopError(Exception):
@@ -19,3 +31,16 @@ class ConnectionClosed(PyloopError, ConnectionError):
 
 class WriteLimitError(ConnectionClosed):
     """The peer did not read: more than write_limit bytes were queued, so it was aborted."""
+
+
+def without_frames(exc: E) -> E:
+    """Return a copy to keep or to raise again: a traceback keeps all its frames alive."""
+    try:
+        return copy.copy(exc)
+    except Exception:  # one that cannot be made again of its args
+        return exc
+
+
+def is_same(exc: BaseException, other: BaseException | None) -> bool:
+    """Is one a copy of the other?"""
+    return type(exc) is type(other) and exc.args == getattr(other, "args", None)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pyloop.connection import Connection
-from pyloop.errors import ConnectionClosed
+from pyloop.errors import ConnectionClosed, is_same
 from pyloop.protocol import Protocol
 
 __all__ = ["HandlerKind", "classify", "converse", "describe_kinds", "one_by_one"]
@@ -111,4 +111,4 @@ def _is_an_ending(conn: Connection, exc: BaseException) -> bool:
     """Is it how a conversation ends when the peer leaves, or after a close of its own?"""
     if isinstance(exc, BaseExceptionGroup):
         return all(_is_an_ending(conn, inner) for inner in exc.exceptions)
-    return exc is conn._exc or (conn.is_closing and isinstance(exc, ConnectionClosed))
+    return is_same(exc, conn._exc) or (conn.is_closing and isinstance(exc, ConnectionClosed))

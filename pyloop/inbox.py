@@ -6,6 +6,8 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
+from pyloop.errors import without_frames
+
 if TYPE_CHECKING:
     from pyloop.connection import Connection
 
@@ -38,10 +40,9 @@ class Inbox:
 
     def end(self, exc: BaseException | None) -> None:
         """No more messages will come, because of `exc` or in good order."""
-        if not self.ended:
-            self.ended, self.exc = True, exc
-        elif self.exc is None:
-            self.exc = exc
+        self.ended = True
+        if self.exc is None and exc is not None:
+            self.exc = without_frames(exc)
         self._wake()
 
     def drop(self, exc: Exception) -> None:
@@ -64,7 +65,7 @@ class Inbox:
                     return None
                 if self.conn is not None:
                     self.conn._end(self.exc)
-                raise self.exc
+                raise without_frames(self.exc)
             assert self.conn is not None
             self.waiter = self.conn._owner.loop.create_future()
             try:

@@ -57,8 +57,10 @@ def test_path_and_sock_together_are_refused():
 
 
 def test_sock_that_is_unbound_or_no_stream_or_closed_is_refused():
-    with socket.socket() as unbound, pytest.raises(ValueError, match="sock: expected a bound"):
-        pyloop.Server(echo, sock=unbound)
+    for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+        with socket.socket(family) as unbound:
+            with pytest.raises(ValueError, match="sock: expected a bound socket, got <socket"):
+                pyloop.Server(echo, sock=unbound)
     with socket.socket(type=socket.SOCK_DGRAM) as datagram:
         with pytest.raises(ValueError, match="sock: expected a stream socket"):
             pyloop.Server(echo, sock=datagram)

@@ -266,6 +266,20 @@ def test_missing_path_and_unknown_host_are_named(run):
     run(main())
 
 
+def test_unknown_host_is_named_with_what_getaddrinfo_said(run, monkeypatch):
+    def unknown(*args, **options):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    async def main():
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
+        text = r"cannot connect to no-such-host\.invalid:1: Name or service not known"
+        with pytest.raises(socket.gaierror, match=text) as info:
+            await pyloop.connect("no-such-host.invalid", 1)
+        assert info.value.errno == socket.EAI_NONAME
+
+    run(main())
+
+
 def test_cancelled_connect_leaves_nothing_open(run):
     async def main():
         with socket.create_server(("127.0.0.1", 0), backlog=0) as full:

@@ -221,6 +221,56 @@ def test_receive_after_close_raises_connection_closed_also_when_lost(run):
     run(main())
 
 
+@pytest.mark.parametrize("turns", [0, 3])
+def test_receive_after_abort_raises_connection_closed(run, turns):
+    """Messages that came before it are dropped, as after close()."""
+
+    async def main():
+        outcome = asyncio.get_running_loop().create_future()
+
+        async def handler(conn):
+            assert await conn.receive() == b"one"  # "two" and "three" wait behind it
+            conn.abort()
+            errors = []
+            for _ in range(3):
+                try:
+                    errors.append(await conn.receive())
+                except pyloop.ConnectionClosed as exc:
+                    errors.append(str(exc))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            with pytest.raises(pyloop.ConnectionClosed, match="drain: the connection to"):
+                await conn.drain()
+            outcome.set_result(errors)
+
+        async with pyloop.Server(handler, framing=pyloop.Lines()) as server:
+            async with peer_of(server) as (_, writer):
+                writer.write(b"one\ntwo\nthree\n")
+                errors = await outcome
+        assert ["receive: the connection to" in str(error) for error in errors] == [True] * 3
+
+    run(main())
+
+
+def test_receive_of_a_client_after_its_abort_raises_connection_closed(run):
+    async def greet(conn):
+        conn.write(b"one\ntwo\nthree\n")
+        await conn.receive()
+
+    async def main():
+        async with pyloop.Server(greet, framing=pyloop.Lines()) as server:
+            conn = await pyloop.connect("127.0.0.1", server.port, framing=pyloop.Lines())
+            assert await conn.receive() == b"one"
+            conn.abort()
+            with pytest.raises(pyloop.ConnectionClosed, match="receive: the connection to"):
+                await conn.receive()
+            await conn.wait_closed()
+            with pytest.raises(pyloop.ConnectionClosed, match="receive: the connection to"):
+                await conn.receive()
+
+    run(main())
+
+
 def test_broadcast_to_a_closing_connection_does_not_raise(run):
     async def main():
         async with Serving(framing=pyloop.Lines()) as serving:

@@ -209,6 +209,17 @@ def test_unix_path(tmp_path, monkeypatch, abstract):
                 assert peer.recv(10) == b"hello\n"
 
 
+def test_unknown_host_is_named_with_what_getaddrinfo_said(monkeypatch):
+    def unknown(*args, **options):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    text = r"cannot connect to no-such-host\.invalid:1: Name or service not known"
+    with pytest.raises(socket.gaierror, match=text) as info:
+        pyloop.dial("no-such-host.invalid", 1)
+    assert info.value.errno == socket.EAI_NONAME
+
+
 def test_failures_name_the_address():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

@@ -1,4 +1,4 @@
-"""When the kernel says no: the table of DESIGN.md section 8, row by row, on every backend.
+"""When the kernel says no: failing accept, wait, close and epoll_ctl, on every backend.
 
 The failing calls are those of tests/shim/faults.c, in a server process of its own.
 """

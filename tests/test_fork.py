@@ -1,7 +1,7 @@
 """Fork in a running loop: the child may let go of what it inherited, and nothing else.
 
 The parent's epoll is shared with the child, so a child that touched it would take the parent's
-connections away. DESIGN.md sections 1 (Fork) and 8.
+connections away.
 """
 
 from __future__ import annotations

@@ -98,9 +98,10 @@ PLACES = [
 ]
 
 
+@pytest.mark.parametrize("error", [LookupError, asyncio.CancelledError])
 @pytest.mark.parametrize("place", PLACES)
-def test_callback_that_raises_is_logged_and_aborts_its_connection_only(run, caplog, place):
-    kind = faulty(place)
+def test_callback_that_raises_is_logged_and_aborts_its_connection_only(run, caplog, place, error):
+    kind = faulty(place, error("a fault"))
 
     async def main():
         loop = asyncio.get_running_loop()

@@ -111,6 +111,19 @@ def test_second_start_is_a_runtime_error(run):
     run(main())
 
 
+def test_second_of_two_concurrent_starts_is_a_runtime_error(run):
+    async def main():
+        server = pyloop.Server(echo)
+        first, second = await asyncio.gather(server.start(), server.start(), return_exceptions=True)
+        assert first is None
+        assert isinstance(second, RuntimeError) and "has been started already" in str(second)
+        assert len(server.sockets) == 1
+        assert await echoes(server)
+        await server.stop()
+
+    run(main())
+
+
 def test_concurrent_stops_all_wait_for_the_end(run):
     async def main():
         stopped = []

@@ -277,6 +277,83 @@ def test_stop_from_a_handler_does_not_wait_for_itself(run):
     run(main())
 
 
+async def converse(conn):
+    async for message in conn:
+        await stop_here(conn, message)
+
+
+async def stop_here(conn, message):
+    try:
+        await conn.server.stop()
+    except RuntimeError as exc:
+        conn.send(str(exc).encode())
+
+
+@pytest.mark.parametrize("handler", [converse, stop_here])
+def test_stop_awaited_in_a_handler_of_its_own_says_what_to_do(run, handler):
+    async def main():
+        stopped = []
+        server = pyloop.Server(
+            handler, framing=pyloop.Lines(), drain_timeout=0.05, on_stop=stopped.append
+        )
+        async with server, peer_of(server) as (reader, writer):
+            for _ in range(2):
+                writer.write(b"stop\n")
+                line = await reader.readline()
+                assert b"asyncio.create_task(server.stop())" in line
+            assert stopped == [] and server.sockets
+        assert stopped == [server]
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", ["function", "conversation", "per message"])
+def test_stop_as_a_task_from_a_handler_stops_in_good_order(run, kind):
+    async def main():
+        stops = []
+
+        def function(conn, message):
+            stops.append(asyncio.create_task(conn.server.stop()))
+            conn.send(b"stopping")
+
+        async def conversation(conn):
+            async for message in conn:
+                function(conn, message)
+
+        async def per_message(conn, message):
+            function(conn, message)
+
+        handlers = {"function": function, "conversation": conversation, "per message": per_message}
+        server = pyloop.Server(handlers[kind], framing=pyloop.Lines(), drain_timeout=60)
+        await server.start()
+        async with peer_of(server) as (reader, writer):
+            writer.write(b"stop\n")
+            assert await reader.read() == b"stopping\n"
+            writer.close()
+            await stops[0]
+        assert server.port is None and server.stats().aborts == 0
+
+    run(main())
+
+
+def test_handler_may_await_the_stop_of_another_server(run):
+    async def main():
+        def echo(conn, message):
+            conn.send(message)
+
+        async def stop_other(conn):
+            await other.stop()
+            conn.send(b"stopped")
+
+        other = pyloop.Server(echo)
+        await other.start()
+        async with pyloop.Server(stop_other) as server:
+            assert await exchange(server, b"") == b"stopped"
+            assert other.sockets == ()
+
+    run(main())
+
+
 def test_connection_accepted_but_unserved_gets_its_answer_or_a_clean_end(run):
     """Connections of the last batch are not reset by stop."""
 

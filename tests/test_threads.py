@@ -208,6 +208,32 @@ def test_watching_from_another_thread_is_refused(run: Any, loop: pyloop.Loop) ->
     run(main())
 
 
+@pytest.mark.parametrize("what", ["reader", "writer"])
+def test_unwatching_from_another_thread_is_refused_and_changes_nothing(
+    run: Any, loop: Any, what: str
+) -> None:
+    add, remove = getattr(loop, f"add_{what}"), getattr(loop, f"remove_{what}")
+
+    async def main() -> None:
+        called = asyncio.Event()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            add(ours, called.set)
+            exc = in_thread(lambda: remove(ours))
+            assert isinstance(exc, RuntimeError) and "call_soon_threadsafe" in str(exc)
+            theirs.send(b"x")
+            called.clear()
+            await asyncio.wait_for(called.wait(), TIMEOUT)
+            assert remove(ours) is True
+            assert remove(ours) is False
+            called.clear()
+            ticks = loop.stats().ticks
+            await asyncio.sleep(0.05)  # long enough for a loop that spins to be seen
+            assert loop.stats().ticks - ticks < 20 and not called.is_set()
+
+    run(main())
+
+
 def test_closing_a_running_loop_from_another_thread_is_refused(run: Any, loop: Any) -> None:
     async def main() -> None:
         assert isinstance(in_thread(loop.close), RuntimeError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
 
@@ -157,7 +158,103 @@ def test_first_message_in_the_segment_of_the_handshakes_end_arrives(run):
     run(main())
 
 
+# ---- before it is done ----
+
+
+class Greeter(pyloop.Protocol):
+    def connection_made(self, conn):
+        conn.send(b"hello")
+
+
+def test_peer_in_its_handshake_is_no_connection_and_gets_no_broadcast(run):
+    async def main():
+        async with tls_server(Greeter, framing=pyloop.Lines()) as server:
+            async with peer_of(server) as (reader, writer):
+                await until(lambda: server.stats().accepted)
+                await asyncio.sleep(0)
+                assert list(server.connections) == []
+                for _ in range(100):
+                    server.broadcast(b"secret" * 10_000)
+                async with peer_of(server, ssl=tls_contexts()[1]) as (other, _):
+                    assert await other.readline() == b"hello\n"
+                    assert len(server.connections) == 1
+                    server.broadcast(b"news")
+                    assert await other.readline() == b"news\n"
+                await writer.start_tls(tls_contexts()[1], server_hostname=HOST)
+                assert await reader.readline() == b"hello\n"
+                server.broadcast(b"more")
+                assert await reader.readline() == b"more\n"
+
+    run(main())
+
+
+@pytest.mark.parametrize("framing", [pyloop.Lines(), pyloop.LengthPrefixed()], ids=repr)
+def test_no_broadcast_comes_before_connection_made(run, framing):
+    async def main():
+        async with tls_server(Greeter, framing=framing) as server:
+            connecting = asyncio.create_task(
+                pyloop.connect(HOST, server.port, ssl=tls_contexts()[1], framing=framing)
+            )
+            while not connecting.done():
+                server.broadcast(b"early")
+                await asyncio.sleep(0)
+            conn = await connecting
+            assert await conn.receive() == b"hello"
+            conn.abort()
+            await conn.wait_closed()
+
+    run(main())
+
+
+def half_open(loop):
+    """The one connection in its handshake: no public name leads to it."""
+    [conn] = filter(None, loop._core.dispatch.connections)
+    return conn
+
+
+def test_send_after_close_is_dropped_and_counted(run, loop):
+    async def main():
+        async with tls_server(framing=pyloop.Lines()) as server:
+            async with peer_of(server) as (reader, writer):
+                await until(lambda: server.stats().accepted)
+                await asyncio.sleep(0)
+                conn = half_open(loop)
+                conn.send(b"before")
+                conn.close()
+                queued, dropped = conn.buffered, server.stats().dropped
+                conn.send(b"after")
+                conn.write(b"after")
+                assert server.stats().dropped == dropped + 2
+                assert conn.buffered == queued
+                await writer.start_tls(tls_contexts()[1], server_hostname=HOST)
+                assert await reader.read() == b"before\n"
+
+    run(main())
+
+
 # ---- clients ----
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "text"),
+    [(".bad", ValueError, "idna|server_hostname"), ("localhost", ssl.SSLError, "SSL")],
+)
+def test_connect_whose_handshake_fails_leaves_no_future_behind(
+    run, loop, tmp_path, name, error, text
+):
+    async def main():
+        complaints = []
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        path = tmp_path / "socket"
+        async with pyloop.Server(echo, path=path) as server:
+            with pytest.raises(error, match=text):
+                await pyloop.connect(path=path, ssl=tls_contexts()[1], server_hostname=name)
+            await until(lambda: server.stats().accepted and not server.connections)
+            gc.collect()
+            await asyncio.sleep(0)
+        assert complaints == []
+
+    run(main())
 
 
 def test_untrusted_certificate_is_refused_by_connect_and_dial(run):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import socket
 import sys
@@ -105,6 +107,66 @@ def test_listener_with_a_full_backlog_is_somebody(run, path):
             with pytest.raises(OSError, match="Address already in use"):
                 await pyloop.Server(echo, path=path).start()
             assert os.path.exists(path)
+
+    run(main())
+
+
+@contextlib.contextmanager
+def full_listener(path):
+    """A listener whose queue is full, and the clients that wait in it."""
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as clients:
+        listener.bind(path)
+        listener.listen(0)
+        listener.setblocking(False)
+        full = False
+        while not full:
+            client = clients.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            full = client.connect_ex(path) == errno.EAGAIN
+        yield listener
+
+
+@linux_only
+def test_connect_waits_for_room_in_a_full_backlog(run, path):
+    async def main():
+        loop = asyncio.get_running_loop()
+        with full_listener(path) as listener, contextlib.ExitStack() as cleanup:
+            connecting = asyncio.create_task(pyloop.connect(path=path, framing=pyloop.Lines()))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not connecting.done()
+            accepted = []
+
+            def accept():
+                with contextlib.suppress(BlockingIOError):
+                    sock = cleanup.enter_context(listener.accept()[0])
+                    sock.setblocking(False)
+                    accepted.append(sock)
+
+            while not connecting.done():
+                accept()
+                await asyncio.sleep(0)
+            conn = await connecting
+            accept()
+            conn.send(b"hello")
+            assert await loop.sock_recv(accepted[-1], 100) == b"hello\n"
+            conn.abort()
+            await conn.wait_closed()
+
+    run(main())
+
+
+@linux_only
+def test_connect_that_waits_for_room_ends_when_cancelled_or_when_the_listener_goes(run, path):
+    async def main():
+        with full_listener(path) as listener:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(pyloop.connect(path=path), 0.05)
+            connecting = asyncio.create_task(pyloop.connect(path=path))
+            await asyncio.sleep(0)
+            listener.close()
+            with pytest.raises(ConnectionRefusedError, match="cannot connect to socket: "):
+                await connecting
 
     run(main())
 

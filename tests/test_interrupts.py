@@ -1,0 +1,194 @@
+"""Signals at awkward moments: inside a wake, in a hook that never ends, between two runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+
+import pytest
+from faults import Child
+from peers import until
+
+import pyloop
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+# The profiler sees calls of C functions just before they are made: Ctrl-C comes inside the wake.
+INSIDE_A_WAKE = """if True:
+    import asyncio, faulthandler, os, signal, sys, pyloop
+    from faults import say
+
+    faulthandler.dump_traceback_later(20, exit=True)
+    interrupted = []
+
+    def inside(frame, event, called):
+        if event == "c_call" and called.__name__ == "pl_loop_wake" and not interrupted:
+            interrupted.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        sys.setprofile(inside)
+        loop.call_soon_threadsafe(int)
+        sys.setprofile(None)
+        woken = asyncio.Event()
+        loop.call_soon_threadsafe(woken.set)
+        try:
+            await loop.create_future()
+        except asyncio.CancelledError:
+            await woken.wait()
+            raise
+
+    try:
+        pyloop.run(main(), backend=sys.argv[1])
+    except KeyboardInterrupt:
+        say(interrupted=interrupted)
+"""
+
+
+def test_ctrl_c_inside_call_soon_threadsafe_does_not_deadlock(backend):
+    with Child(INSIDE_A_WAKE, backend) as child:
+        assert child.next() == {"interrupted": [True]}
+        assert child.finish() == 0
+
+
+def test_signal_handler_that_calls_the_loop_inside_a_wake_does_not_deadlock(backend):
+    """A program's own handler, from inside a wake and again from inside its own."""
+    script = """if True:
+    import asyncio, faulthandler, os, signal, sys, pyloop
+    from faults import say
+
+    faulthandler.dump_traceback_later(20, exit=True)
+    came = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+
+        def inside(frame, event, called):
+            if event == "c_call" and called.__name__ == "pl_loop_wake" and len(came) < 3:
+                came.append(len(came))
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+        def handler(number, frame):
+            loop.call_soon_threadsafe(came.append, "handled")
+            loop.call_soon_threadsafe(came.append, "handled")
+
+        signal.signal(signal.SIGUSR1, handler)
+        sys.setprofile(inside)
+        loop.call_soon_threadsafe(came.append, "called")
+        sys.setprofile(None)
+        while "called" not in came:
+            await asyncio.sleep(0)
+        say(calls=came.count("called"), handled=came.count("handled") % 2)
+
+    pyloop.run(main(), backend=sys.argv[1])
+    """
+    with Child(script, backend) as child:
+        assert child.next() == {"calls": 1, "handled": 0}
+        assert child.finish() == 0
+
+
+# ---- hooks that never end ----
+
+NEVER = """if True:
+    import asyncio, faulthandler, sys, pyloop
+    from faults import echo, say
+
+    faulthandler.dump_traceback_later(30, exit=True)
+
+    async def never(server):
+        say(hook=server.port)
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            say(cancelled=True)
+
+    def ready(server):
+        say(port=server.port)
+
+    server = pyloop.Server(echo, **{HOOKS})
+    try:
+        pyloop.run(server, backend=sys.argv[1])
+    except BaseException as exc:
+        say(ended=repr(exc), sockets=len(server.sockets))
+        raise
+    say(ended="returned", sockets=len(server.sockets))
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_first_signal_ends_an_on_start_that_never_returns(backend, number):
+    with Child(NEVER.replace("{HOOKS}", "dict(on_start=never)"), backend) as child:
+        port = child.next()["hook"]
+        child.process.send_signal(number)
+        assert child.next() == {"cancelled": True}
+        assert child.next() == {"ended": "returned", "sockets": 0}
+        assert child.finish() == 0, child.errors()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_second_signal_ends_an_on_stop_that_never_returns(backend, number):
+    hooks = "dict(on_start=ready, on_stop=never)"
+    with Child(NEVER.replace("{HOOKS}", hooks), backend) as child:
+        child.next()
+        child.process.send_signal(number)
+        assert "hook" in child.next()
+        child.process.send_signal(number)
+        assert child.next() == {"cancelled": True}
+        end = child.next()
+        assert end["sockets"] == 0
+        assert end["ended"] == "returned" or "CancelledError" in end["ended"], end
+        child.finish()
+
+
+def test_signal_in_the_on_start_of_one_server_stops_those_that_serve(backend):
+    script = NEVER.replace("{HOOKS}", "dict(on_start=never)").replace(
+        "pyloop.run(", "pyloop.run(first := pyloop.Server(echo, on_stop=ready), "
+    )
+    with Child(script, backend) as child:
+        child.next()
+        child.process.send_signal(signal.SIGINT)
+        assert child.next() == {"cancelled": True}
+        assert child.next() == {"port": None}, "the on_stop of the server that had started"
+        assert child.next() == {"ended": "returned", "sockets": 0}
+        assert child.finish() == 0, child.errors()
+
+
+# ---- between two runs ----
+
+
+def test_signal_between_two_runs_is_delivered_in_the_second(backend):
+    came = []
+
+    async def add():
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, came.append, "usr1")
+
+    async def wait():
+        async with asyncio.timeout(10):
+            await until(lambda: came)
+        assert asyncio.get_running_loop().remove_signal_handler(signal.SIGUSR1)
+
+    with asyncio.Runner(loop_factory=lambda: pyloop.Loop(backend)) as runner:
+        runner.run(add())
+        os.kill(os.getpid(), signal.SIGUSR1)
+        runner.run(wait())
+    assert came == ["usr1"]
+    assert signal.set_wakeup_fd(-1) == -1, "the fd of a closed loop is nobody's wakeup fd"
+
+
+def test_signal_between_two_runs_ends_the_first_wait_of_the_second(backend):
+    """No timer helps: the signal alone must end the wait."""
+
+    async def add():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, came.set)
+
+    came = asyncio.Event()
+    with asyncio.Runner(loop_factory=lambda: pyloop.Loop(backend)) as runner:
+        runner.run(add())
+        os.kill(os.getpid(), signal.SIGUSR1)
+        runner.run(asyncio.wait_for(came.wait(), 10))
