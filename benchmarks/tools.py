@@ -67,10 +67,10 @@ def _ask(python: str, code: str, env: dict[str, str]) -> str | None:
 
 
 PROBES = {
-    "pyloop": "import pyloop, pyloop._core; pyloop.Server, pyloop.run;"
-    "print(getattr(pyloop, '__version__', 'unversioned'))",
-    "pyloop.Loop": "import pyloop, pyloop._core; pyloop.new_event_loop;"
-    "print(getattr(pyloop, '__version__', 'unversioned'))",
+    "pyloop": "import pyloop._core; from importlib.metadata import version;"
+    "print(version('pyloop-io'))",
+    "pyloop.Loop": "import pyloop._core; from importlib.metadata import version;"
+    "print(version('pyloop-io'))",
     "uvloop": "import uvloop; print(uvloop.__version__)",
     "cffi": "import cffi; print(cffi.__version__)",
     "python": "import platform; print(platform.python_version())",

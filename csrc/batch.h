@@ -47,9 +47,5 @@ static inline struct pl_event *batch_push(struct batch *b, enum pl_event_kind ki
 static inline uint8_t *arena_tail(const struct batch *b) { return b->arena + b->used; }
 static inline size_t arena_room(const struct batch *b) { return ARENA_BYTES - b->used; }
 static inline void arena_commit(struct batch *b, size_t len) { b->used += len; }
-static inline int arena_owns(const struct batch *b, const uint8_t *p)
-{
-    return p >= b->arena && p <= b->arena + ARENA_BYTES;
-}
 
 #endif
