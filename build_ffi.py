@@ -1,6 +1,6 @@
 """Build pyloop._core, the cffi module (API mode) over the C core.
 
-The cdef is the part of csrc/pyloop.h between its two markers, so Python and C
+The cdef is what stands between the two markers in the headers of the contract, so Python and C
 read the same lines and there is no second copy to keep in step.
 """
 
@@ -13,13 +13,14 @@ from pathlib import Path
 from cffi import FFI
 
 CSRC = Path(__file__).resolve().parent / "csrc"
+CONTRACT = ("pyloop_parts.h", "pyloop_page.h", "pyloop.h")
 BEGIN, END = "/* cffi: begin */", "/* cffi: end */"
 
 
 def contract() -> str:
-    """Return the lines of pyloop.h that Python may see."""
-    header = (CSRC / "pyloop.h").read_text()
-    return header.split(BEGIN)[1].split(END)[0]
+    """Return the lines of the headers that Python may see."""
+    headers = ((CSRC / name).read_text() for name in CONTRACT)
+    return "".join(header.split(BEGIN)[1].split(END)[0] for header in headers)
 
 
 def sources() -> list[str]:

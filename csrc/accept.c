@@ -36,17 +36,28 @@ void lose_fd(struct pl_loop *loop, int fd)
         listener_drop(loop, entry.index);
 }
 
+/* The fd is the caller's; until pl_group_release it counts here. */
+static void hand_over(struct group *g)
+{
+    g->conns++;
+    g->counters->accepted++;
+    g->counters->open++;
+}
+
 static void welcome(struct pl_loop *loop, struct group *g, const struct peer *peer)
 {
-    uint64_t id;
+    bool handed = g->options.flags & PL_HAND_OVER;
+    uint64_t id = (uint64_t)peer->fd;
     if (peer->fd < loop->fds_cap && loop->fds[peer->fd].owner != OWNER_NONE)
         lose_fd(loop, peer->fd);
-    int rc = conn_adopt(loop, g, peer->fd, &id);
+    int rc = handed ? 0 : conn_adopt(loop, g, peer->fd, &id);
     if (rc < 0) {
         refuse(loop, g, peer->fd, rc);
         return;
     }
-    struct pl_event *e = batch_push(&loop->batch, PL_EV_OPEN, id);
+    if (handed)
+        hand_over(g);
+    struct pl_event *e = batch_push(&loop->batch, handed ? PL_EV_ACCEPTED : PL_EV_OPEN, id);
     uint8_t *addr = arena_tail(&loop->batch);
     memcpy(addr, &peer->addr, peer->addr_len);
     arena_commit(&loop->batch, sizeof peer->addr);
@@ -65,11 +76,20 @@ void accept_some(struct pl_loop *loop, uint32_t number)
             group_pause(loop, g, true);
             return;
         }
+        if (g->page && !g->yielded && group_is_above_share(g)) {
+            g->yielded = 1; /* once: the others may be stuck */
+            accepting_pause(loop, ACCEPT_YIELD_NS);
+            return;
+        }
+        g->yielded = 0;
         switch (listener_accept(l, &peer)) {
         case ACCEPTED: welcome(loop, g, &peer); break;
         case ACCEPT_NONE: return;
         case ACCEPT_AGAIN: break;
-        case ACCEPT_SHORT: accepting_pause(loop, g); return;
+        case ACCEPT_SHORT:
+            g->counters->accept_pauses++;
+            accepting_pause(loop, ACCEPT_PAUSE_NS);
+            return;
         case ACCEPT_BROKEN:
             batch_push(&loop->batch, PL_EV_BADFD, (uint64_t)l->fd);
             listener_drop(loop, number);

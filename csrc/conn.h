@@ -41,6 +41,9 @@ struct group { /* what the conns of a server share */
     uint32_t number;
     uint8_t closed;     /* given up by pl_group_free: freed with the last record */
     uint8_t full;       /* at max_connections: its listeners are paused */
+    uint8_t yielded;    /* it was above its share, and has let the others go first */
+    const struct pl_page *page; /* those who share its listeners, or NULL */
+    uint32_t page_server;       /* its number there */
     uint32_t refused_tick; /* the tick of its last PL_EV_REFUSED */
 };
 

@@ -295,7 +295,7 @@ static void gather_fd(struct pl_loop *loop, struct ready ready)
     }
     case OWNER_LISTENER: accept_some(loop, entry->index); break;
     case OWNER_WATCHER: push_watcher(loop, ready.fd, mask); break;
-    case OWNER_WAKE: loop->counters.wakes += (uint64_t)wake_take(&loop->wake); break;
+    case OWNER_WAKE: loop->counters->wakes += (uint64_t)wake_take(&loop->wake); break;
     case OWNER_SIGNAL: {
         /* No more than there is room for: the rest stays in the socketpair. */
         int n = wake_signals(&loop->wake, signals, EVENTS_SPARE);

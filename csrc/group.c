@@ -86,11 +86,53 @@ int pl_group_free(struct pl_loop *loop, int group)
     return 0;
 }
 
+int pl_group_release(struct pl_loop *loop, int group)
+{
+    int rc = loop_guard(loop);
+    struct group *g = rc == 0 ? group_get(loop, group) : NULL;
+    if (rc < 0 || !g || !g->conns || !(g->options.flags & PL_HAND_OVER))
+        return rc < 0 ? rc : -EINVAL;
+    loop->now = sock_now();
+    group_release(loop, g);
+    return 0;
+}
+
+/* ---- sharing ---- */
+
+int pl_group_share(struct pl_loop *loop, int group, const struct pl_page *page, uint32_t server)
+{
+    int rc = loop_guard(loop);
+    struct group *g = rc == 0 ? group_get(loop, group) : NULL;
+    if (rc < 0 || !g || server >= page->servers)
+        return rc < 0 ? rc : -EINVAL;
+    g->page = page;
+    g->page_server = server;
+    return 0;
+}
+
+bool group_is_above_share(const struct group *g)
+{
+    const uint8_t *at = (const uint8_t *)(g->page + 1);
+    uint64_t open = 0, ready = 0;
+    for (uint32_t i = 0; i < g->page->used; i++, at += g->page->stride) {
+        const struct pl_cell *cell = (const void *)at;
+        const struct pl_counters *counters = (const void *)(cell + 1);
+        if (cell->state != PL_CELL_READY)
+            continue;
+        open += counters[g->page_server].open;
+        ready++;
+    }
+    return g->conns * 8 * ready > (open + 2 * ready) * 9; /* a few more are no matter */
+}
+
 /* ---- listeners ---- */
 
 static uint32_t listener_interest(const struct pl_loop *loop, const struct listener *l)
 {
-    return loop->accept_at || loop->groups[l->group]->full ? 0 : PL_READ;
+    const struct group *g = loop->groups[l->group];
+    if (loop->accept_at || g->full)
+        return 0;
+    return g->page ? PL_READ | POLLER_EXCLUSIVE : PL_READ;
 }
 
 static int listener_update(struct pl_loop *loop, uint32_t number)
@@ -175,10 +217,9 @@ void group_pause(struct pl_loop *loop, struct group *g, bool full)
     update_listeners(loop);
 }
 
-void accepting_pause(struct pl_loop *loop, struct group *g)
+void accepting_pause(struct pl_loop *loop, int64_t ns)
 {
-    g->counters->accept_pauses++;
-    loop->accept_at = loop->now + ACCEPT_PAUSE_NS;
+    loop->accept_at = loop->now + ns;
     update_listeners(loop);
 }
 

@@ -40,14 +40,27 @@ static int64_t wait_limit(const struct pl_loop *loop, int64_t timeout_ns)
     return timeout_ns < 0 || left < timeout_ns ? left : timeout_ns;
 }
 
+/* Which of lag's buckets a busy time belongs to. */
+static int lag_bucket(int64_t busy_ns)
+{
+    int bucket = 0;
+    for (int64_t us = busy_ns / 1000; us && bucket < PL_LAG_BUCKETS - 1; us >>= 1)
+        bucket++;
+    return bucket;
+}
+
 static int wait_ready(struct pl_loop *loop, int64_t timeout_ns)
 {
+    struct pl_loop_counters *counters = loop->counters;
     int64_t before = sock_now();
     loop->now = before;
+    counters->running_since = 0;
     int n = loop->poller.ops->wait(&loop->poller, wait_limit(loop, timeout_ns));
     loop->now = sock_now();
-    loop->counters.busy_ns += (uint64_t)(before - loop->busy_since);
-    loop->counters.wait_ns += (uint64_t)(loop->now - before);
+    counters->running_since = (uint64_t)loop->now;
+    counters->busy_ns += (uint64_t)(before - loop->busy_since);
+    counters->lag[lag_bucket(before - loop->busy_since)]++;
+    counters->wait_ns += (uint64_t)(loop->now - before);
     loop->busy_since = loop->now;
     loop->ready_at = 0;
     loop->ready_count = n < 0 ? 0 : n;
@@ -78,8 +91,8 @@ int pl_loop_tick(struct pl_loop *loop, int64_t timeout_ns)
     if (loop->ready_at == loop->ready_count && (rc = wait_ready(loop, timeout_ns)) < 0)
         return rc;
     gather(loop);
-    loop->counters.ticks++;
-    loop->counters.events += loop->batch.count;
+    loop->counters->ticks++;
+    loop->counters->events += loop->batch.count;
     return (int)loop->batch.count;
 }
 
@@ -143,6 +156,24 @@ fini_wake:
     return rc;
 }
 
+static void count_in(struct pl_loop *loop, struct pl_loop_counters *counters)
+{
+    if (loop->counters)
+        loop->counters->running_since = 0;
+    loop->counters = counters;
+    counters->version = PL_COUNTERS_VERSION;
+    counters->size = sizeof *counters;
+    counters->running_since = atomic_load(&loop->runner) ? (uint64_t)sock_now() : 0;
+}
+
+int pl_loop_count_in(struct pl_loop *loop, struct pl_loop_counters *counters)
+{
+    int rc = loop_guard(loop);
+    if (rc == 0)
+        count_in(loop, counters ? counters : &loop->own);
+    return rc;
+}
+
 struct pl_loop *pl_loop_new(int backend, int *error)
 {
     *error = backend < PL_AUTO || backend > PL_EPOLL ? -EINVAL : -ENOSYS;
@@ -156,8 +187,7 @@ struct pl_loop *pl_loop_new(int backend, int *error)
     loop->automatic = backend == PL_AUTO;
     loop->pid = (int)getpid();
     loop->now = loop->busy_since = sock_now();
-    loop->counters.version = PL_COUNTERS_VERSION;
-    loop->counters.size = sizeof loop->counters;
+    count_in(loop, &loop->own);
     *error = loop_init(loop, ops);
     if (*error == 0)
         return loop;
@@ -203,7 +233,10 @@ int pl_loop_enter(struct pl_loop *loop)
     uintptr_t nobody = 0;
     if (loop_is_foreign(loop))
         return PL_E_FORKED;
-    return atomic_compare_exchange_strong(&loop->runner, &nobody, this_thread()) ? 0 : -EBUSY;
+    if (!atomic_compare_exchange_strong(&loop->runner, &nobody, this_thread()))
+        return -EBUSY;
+    loop->counters->running_since = (uint64_t)sock_now();
+    return 0;
 }
 
 int pl_loop_leave(struct pl_loop *loop)
@@ -211,6 +244,8 @@ int pl_loop_leave(struct pl_loop *loop)
     int rc = loop_guard(loop);
     if (rc == 0 || rc == PL_E_FORKED)
         atomic_store(&loop->runner, 0);
+    if (rc == 0)
+        loop->counters->running_since = 0;
     return rc;
 }
 
@@ -225,4 +260,7 @@ struct pl_event *pl_loop_events(struct pl_loop *loop) { return loop->batch.event
 int pl_loop_signal_fd(const struct pl_loop *loop) { return loop->wake.signal_write; }
 int pl_loop_backend(const struct pl_loop *loop) { return loop->poller.ops->backend; }
 int pl_loop_pid(const struct pl_loop *loop) { return loop->pid; }
-const struct pl_counters *pl_loop_counters(const struct pl_loop *loop) { return &loop->counters; }
+const struct pl_loop_counters *pl_loop_counters(const struct pl_loop *loop)
+{
+    return loop->counters;
+}

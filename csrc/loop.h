@@ -26,6 +26,7 @@
 #define CONN_BUDGET_EVENTS 1024u        /* messages of one conn in one tick, at most */
 #define ACCEPT_BUDGET 64                /* conns accepted by one listener in one tick, at most */
 #define ACCEPT_PAUSE_NS 100000000       /* accepting rests this long when fds or memory are short */
+#define ACCEPT_YIELD_NS 1000000         /* and this long in a process that is above its share */
 #define AUTO_MAX_WATCHED 64u            /* more than this, and auto leaves select */
 
 enum owner {
@@ -80,7 +81,8 @@ struct pl_loop {
     int64_t now, busy_since;
 
     struct batch batch;
-    struct pl_counters counters;
+    struct pl_loop_counters *counters; /* the caller's, or own */
+    struct pl_loop_counters own;
 };
 
 /* loop.c: 0, PL_E_FORKED or PL_E_THREAD. */
@@ -97,7 +99,8 @@ struct group *group_get(const struct pl_loop *loop, int64_t number); /* NULL: no
 void group_release(struct pl_loop *loop, struct group *g);           /* one open fd fewer */
 void group_forget(struct pl_loop *loop, struct group *g);            /* one record fewer; may free it */
 void group_pause(struct pl_loop *loop, struct group *g, bool full);  /* its listeners, at max_connections */
-void accepting_pause(struct pl_loop *loop, struct group *g);         /* all listeners, for ACCEPT_PAUSE_NS */
+void accepting_pause(struct pl_loop *loop, int64_t ns);              /* all listeners */
+bool group_is_above_share(const struct group *g); /* of what the processes on its listeners have accepted */
 void accepting_resume(struct pl_loop *loop);
 void listener_drop(struct pl_loop *loop, uint32_t number);
 

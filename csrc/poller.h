@@ -21,6 +21,9 @@ struct ready {
 
 #define POLLER_BADFD 0x80u
 
+/* Beside PL_READ in an interest: other processes wait for this fd too, wake one of us. Only epoll can. */
+#define POLLER_EXCLUSIVE 4u
+
 struct poller;
 
 struct poller_ops {

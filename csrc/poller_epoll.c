@@ -121,7 +121,8 @@ static int control(struct epoll_impl *e, int op, int fd, uint32_t interest)
 {
     struct epoll_event event = {0};
     event.events = (interest & PL_READ ? (uint32_t)EPOLLIN : 0u) |
-                   (interest & PL_WRITE ? (uint32_t)EPOLLOUT : 0u);
+                   (interest & PL_WRITE ? (uint32_t)EPOLLOUT : 0u) |
+                   (interest & POLLER_EXCLUSIVE ? (uint32_t)EPOLLEXCLUSIVE : 0u);
     event.data.fd = fd;
     return epoll_ctl(e->epoll_fd, op, fd, &event) < 0 ? -errno : 0;
 }
@@ -129,6 +130,10 @@ static int control(struct epoll_impl *e, int op, int fd, uint32_t interest)
 /* An fd closed behind our back and its number reused is not what `old` says: do the other. */
 static int add_or_change(struct epoll_impl *e, int fd, uint32_t old, uint32_t new_)
 {
+    if ((old | new_) & POLLER_EXCLUSIVE) { /* there is no MOD of these */
+        (void)control(e, EPOLL_CTL_DEL, fd, 0);
+        return control(e, EPOLL_CTL_ADD, fd, new_);
+    }
     if (!old) {
         int rc = control(e, EPOLL_CTL_ADD, fd, new_);
         return rc == -EEXIST ? control(e, EPOLL_CTL_MOD, fd, new_) : rc;

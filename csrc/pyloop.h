@@ -1,7 +1,8 @@
-/* pyloop.h -- the contract between the C core and Python.
+/* pyloop.h -- the contract between the C core and Python: the loop, and what holds for all of it.
  *
- * Everything that Python may see stands between the two markers below, and
- * build_ffi.py hands those lines to cffi: there is no second copy of them.
+ * pyloop_parts.h has what works without a loop, pyloop_page.h counters and shared memory. Everything
+ * that Python may see stands between the two markers in these three, and build_ffi.py hands those
+ * lines to cffi: there is no second copy of them.
  *
  * Conventions
  *   - A function that can fail returns >= 0, or -errno, or a PL_E_* number
@@ -24,6 +25,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "pyloop_page.h"
+#include "pyloop_parts.h"
+
 /* cffi: begin */
 
 /* ---- errors of our own ------------------------------------------------ */
@@ -40,134 +44,6 @@ enum pl_error {
     PL_E_WRITE_LIMIT = -4105,  /* more than write_limit was queued */
     PL_E_THREAD = -4106,       /* called from another thread than the loop's */
     PL_E_FORKED = -4107        /* the loop belongs to another process */
-};
-
-/* ---- framing: the rule that cuts a stream into messages ------------------ */
-
-enum pl_framing_kind {
-    PL_RAW = 0,     /* what one receive gave */
-    PL_LINES = 1,   /* ends with \n; one \r before it is dropped */
-    PL_DELIM = 2,   /* ends with sep */
-    PL_PREFIX = 3,  /* an unsigned length of `width` bytes, then the message */
-    PL_VARINT = 4,  /* the length as LEB128, at most 10 bytes */
-    PL_FIXED = 5,   /* every message is max_size bytes */
-    PL_NETSTRING = 6 /* "12:hello world!," */
-};
-
-#define PL_SEP_MAX 64 /* bytes in a separator, at most */
-
-struct pl_framing {
-    uint32_t kind;     /* enum pl_framing_kind */
-    uint16_t width;    /* PL_PREFIX: 1, 2, 4 or 8 */
-    uint8_t big;       /* PL_PREFIX: 1 = most significant byte first */
-    uint8_t sep_len;   /* PL_DELIM: 1..PL_SEP_MAX */
-    uint64_t max_size; /* bytes of a message without terminator and prefix */
-    uint8_t sep[64];   /* PL_DELIM */
-};
-
-/* What goes before and after a payload on the wire. */
-struct pl_wrap {
-    uint8_t head[24];
-    uint8_t tail[64];
-    uint32_t head_len;
-    uint32_t tail_len;
-};
-
-/* Check that `f` is usable. 0, or -EINVAL. */
-int pl_framing_check(const struct pl_framing *f);
-
-/* Fill `wrap` for a payload of `len` bytes. 0, or PL_E_TOO_LONG, PL_E_TERMINATOR,
- * PL_E_RANGE, PL_E_SIZE. Reads the payload only for Lines and Delimited. */
-int pl_framing_wrap(const struct pl_framing *f, const uint8_t *data, size_t len,
-                    struct pl_wrap *wrap);
-
-/* ---- reader: framing without a loop (ReadBuffer, blocking connections) ---- */
-
-struct pl_reader;
-
-/* A new, empty reader, or NULL when memory is short. */
-struct pl_reader *pl_reader_new(void);
-void pl_reader_free(struct pl_reader *r);
-
-/* Append `len` bytes. 0 or -ENOMEM (then nothing was appended). */
-int pl_reader_feed(struct pl_reader *r, const uint8_t *data, size_t len);
-
-/* Room for `len` bytes behind the contents, to receive into: borrowed until the
- * next call on the reader. NULL when memory is short. */
-uint8_t *pl_reader_reserve(struct pl_reader *r, size_t len);
-
-/* `len` bytes of the reserved room were filled. 0, or -EINVAL when it was less. */
-int pl_reader_commit(struct pl_reader *r, size_t len);
-
-/* The contents: borrowed until the next call on the reader. */
-const uint8_t *pl_reader_data(const struct pl_reader *r);
-size_t pl_reader_len(const struct pl_reader *r);
-
-/* Drop `len` bytes from the front. 0, or -EINVAL when there are fewer. */
-int pl_reader_consume(struct pl_reader *r, size_t len);
-
-/* Cut one message off the front. 1: *data and *len say where it is, borrowed until
- * the next call; 0: more bytes are needed; PL_E_TOO_LONG, PL_E_MALFORMED: nothing
- * was consumed. PL_RAW gives all there is. The search goes on where the last call
- * with an equal framing stopped. */
-int pl_reader_next(struct pl_reader *r, const struct pl_framing *f, const uint8_t **data,
-                   size_t *len);
-
-/* As pl_reader_next, at end of stream: 1 for the unterminated last line of Lines,
- * 0 when nothing is left, PL_E_INCOMPLETE, PL_E_TOO_LONG. */
-int pl_reader_finish(struct pl_reader *r, const struct pl_framing *f, const uint8_t **data,
-                     size_t *len);
-
-/* ---- FdSet: fd_set and its macros ------------------------------------- */
-
-struct pl_fdset;
-
-struct pl_fdset *pl_fdset_new(void); /* empty (FD_ZERO), or NULL */
-void pl_fdset_free(struct pl_fdset *s);
-int pl_fdset_size(void);                            /* FD_SETSIZE */
-int pl_fdset_add(struct pl_fdset *s, int fd);       /* FD_SET; 0, or -EBADF outside 0..size-1 */
-int pl_fdset_discard(struct pl_fdset *s, int fd);   /* FD_CLR; likewise */
-int pl_fdset_contains(const struct pl_fdset *s, int fd); /* FD_ISSET; 1, 0 or -EBADF */
-void pl_fdset_clear(struct pl_fdset *s);            /* FD_ZERO */
-void pl_fdset_copy(struct pl_fdset *to, const struct pl_fdset *from);
-int pl_fdset_highest(const struct pl_fdset *s);     /* the highest fd, or -1 */
-
-/* select(2) over up to three sets (NULL = none), changed in place. The count of ready
- * descriptors over all sets, 0 on time-out, or -errno: -EBADF, -EINTR (sets unchanged). */
-int pl_fdset_select(struct pl_fdset *read, struct pl_fdset *write, struct pl_fdset *error,
-                    int64_t timeout_ns);
-
-/* F_GETFL, then F_SETFL with O_NONBLOCK on or off, only when it differs. 0 or -errno. */
-int pl_set_nonblocking(int fd, int on);
-int pl_is_nonblocking(int fd); /* 1, 0 or -errno */
-
-/* ---- counters --------------------------------------------------------- */
-
-#define PL_COUNTERS_VERSION 1
-
-/* Fixed width, only ever written by the loop's thread, through a pointer: it may lie
- * in shared memory. One struct per group, one for the loop itself. */
-struct pl_counters {
-    uint32_t version;           /* PL_COUNTERS_VERSION */
-    uint32_t size;              /* sizeof(struct pl_counters) */
-    uint64_t accepted;          /* conns accepted or opened */
-    uint64_t open;              /* conns open now (a gauge) */
-    uint64_t refused;           /* accepted, but closed at once: no room for the fd */
-    uint64_t accept_pauses;     /* times accepting paused: EMFILE and its kin */
-    uint64_t messages_in;       /* messages cut */
-    uint64_t messages_out;      /* sends and writes queued */
-    uint64_t bytes_in;          /* bytes received from the kernel */
-    uint64_t bytes_out;         /* bytes the kernel took */
-    uint64_t framing_errors;    /* conns closed for a bad message */
-    uint64_t timeouts;          /* conns closed for idleness or a slow message */
-    uint64_t write_limit_aborts;/* conns aborted for unread output */
-    uint64_t aborts;            /* conns aborted, for whatever reason */
-    uint64_t dropped;           /* sends to a closing or lost conn */
-    uint64_t ticks;             /* loop only, from here on: calls of pl_loop_tick */
-    uint64_t events;            /* events returned */
-    uint64_t wait_ns;           /* time spent in the poller */
-    uint64_t busy_ns;           /* time between two waits */
-    uint64_t wakes;             /* waits ended by pl_loop_wake */
 };
 
 /* ---- the loop --------------------------------------------------------- */
@@ -201,7 +77,9 @@ enum pl_event_kind {
     PL_EV_REFUSED = 11, /* an accepted fd of group `slot` was closed at once; value is -errno
                            (-ERANGE: at or above FD_SETSIZE on select) */
     PL_EV_BADFD = 12,   /* watcher of fd `slot` dropped: closed behind the loop's back */
-    PL_EV_SIGNAL = 13   /* value is a signal number, from the wakeup fd */
+    PL_EV_SIGNAL = 13,  /* value is a signal number, from the wakeup fd */
+    PL_EV_ACCEPTED = 14 /* id is a connected, non-blocking fd, the caller's from now on, accepted for the
+                           PL_HAND_OVER group `value`; data..end is the peer's struct sockaddr */
 };
 
 #define PL_EVENTS_MAX 4096 /* events in a batch, at most */
@@ -247,7 +125,11 @@ int pl_loop_wake(struct pl_loop *loop);
 int pl_loop_signal_fd(const struct pl_loop *loop); /* for signal.set_wakeup_fd; owned by loop */
 int pl_loop_backend(const struct pl_loop *loop);   /* in use now: enum pl_backend */
 int pl_loop_pid(const struct pl_loop *loop);       /* the process that made it */
-const struct pl_counters *pl_loop_counters(const struct pl_loop *loop);
+const struct pl_loop_counters *pl_loop_counters(const struct pl_loop *loop);
+
+/* Count into `counters`, which may lie in shared memory, from what stands there on; NULL: into the loop's own
+ * again. Borrowed until then or pl_loop_free. 0, PL_E_THREAD, PL_E_FORKED. */
+int pl_loop_count_in(struct pl_loop *loop, struct pl_loop_counters *counters);
 
 /* Watch any fd: interest is PL_READ | PL_WRITE, 0 stops watching. The fd stays the
  * caller's. 0; -EBADF; -ERANGE (on select: fd >= FD_SETSIZE); -EEXIST (a conn's or listener's
@@ -258,7 +140,9 @@ int pl_watch(struct pl_loop *loop, int fd, uint32_t interest);
 
 enum pl_flag {
     PL_NODELAY = 1, /* set TCP_NODELAY on accepted conns */
-    PL_TLS = 2      /* ciphertext: events are PL_EV_CIPHER, plaintext enters by pl_conn_feed */
+    PL_TLS = 2,     /* ciphertext: events are PL_EV_CIPHER, plaintext enters by pl_conn_feed */
+    PL_HAND_OVER = 4 /* accept only: the fds go to the caller by PL_EV_ACCEPTED, and count as conns of the
+                       group until pl_group_release */
 };
 
 /* What the conns of one server, or one client conn, share. Copied by pl_group_new. */
@@ -282,6 +166,15 @@ int pl_group_new(struct pl_loop *loop, const struct pl_options *options,
 
 /* Close its listeners and give up the group. Its conns live on, counted nowhere. */
 int pl_group_free(struct pl_loop *loop, int group);
+
+/* A handed-over fd of the group has been closed. 0, -EINVAL. */
+int pl_group_release(struct pl_loop *loop, int group);
+
+/* Its listeners, those opened from now on, are shared with the processes that have cells in `page`
+ * (borrowed until pl_group_free), where the group is number `server`: a connection wakes one of them, and who
+ * holds more than 9/8 of the mean of the ready ones lets a millisecond pass before it takes another.
+ * 0, -EINVAL. Source: epoll_ctl(2), EPOLLEXCLUSIVE. */
+int pl_group_share(struct pl_loop *loop, int group, const struct pl_page *page, uint32_t server);
 
 /* Accept on `fd`, a bound and listening socket that stays the caller's, made
  * non-blocking here. 0, -EINVAL, or as pl_watch. */

@@ -12,12 +12,13 @@ from pyloop.loop import Loop, new_event_loop
 from pyloop.protocol import Protocol
 from pyloop.run import run
 from pyloop.server import Server
-from pyloop.stats import LoopStats, ServerStats
+from pyloop.stats import Counters, LoopStats, ProcessStats, ServerStats, WorkerStats
 
 __all__ = [
     "BlockingConnection",
     "Connection",
     "ConnectionClosed",
+    "Counters",
     "Delimited",
     "FixedSize",
     "FramingError",
@@ -26,11 +27,13 @@ __all__ = [
     "Loop",
     "LoopStats",
     "Netstring",
+    "ProcessStats",
     "Protocol",
     "PyloopError",
     "Raw",
     "Server",
     "ServerStats",
+    "WorkerStats",
     "WriteLimitError",
     "connect",
     "dial",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -59,6 +60,7 @@ class Dispatch:
             (lib.PL_EV_REFUSED, self._refused),
             (lib.PL_EV_BADFD, self._bad_fd),
             (lib.PL_EV_SIGNAL, self._signal),
+            (lib.PL_EV_ACCEPTED, self._accepted),
         ):
             self._others[kind] = method
 
@@ -103,7 +105,9 @@ class Dispatch:
 
     def close(self) -> None:
         """Cut the connections off from a core that is about to be freed."""
-        self._events = iter(())
+        for kind, _, _, _ in self._events:
+            if kind == lib.PL_EV_ACCEPTED:
+                os.close(self._raw[self._index()].id)
         self._view.release()
         for owner in tuple(self.owners.values()):
             owner.cut_off()
@@ -146,6 +150,14 @@ class Dispatch:
         else:  # its server stopped in this very batch
             self.add(event.id, None)
             lib.pl_conn_abort(self.ptr, event.id, 0)
+
+    def _accepted(self, slot: int, start: int, end: int) -> None:
+        event = self._raw[self._index()]
+        owner = self.owners.get(event.value)
+        if owner is not None:
+            owner.handed_over(event.id, _MEMORY[start:end])
+        else:
+            os.close(event.id)
 
     def _eof(self, slot: int, start: int, end: int) -> None:
         conn = self.connections[slot]

@@ -18,6 +18,7 @@ from typing import Any
 
 from pyloop.core import check, failure, ffi, is_foreign, lib
 from pyloop.dispatch import Dispatch
+from pyloop.page import Page
 from pyloop.stats import LoopStats, loop_stats
 
 __all__ = ["Loop", "new_event_loop", "running_loop"]
@@ -215,6 +216,13 @@ class Loop(asyncio.SelectorEventLoop):
         """Return what the loop has done so far."""
         return loop_stats(self.backend, lib.pl_loop_counters(self._open_core()))
 
+    def _count_in(self, page: Page, cell: int) -> None:
+        """Count in a cell of a page from now on, until the loop is closed."""
+        self._page = page
+        self._core.check(
+            lib.pl_loop_count_in(self._open_core(), ffi.addressof(page.cell(cell), "loop"))
+        )
+
     def _open_core(self) -> Any:
         self._check_closed()  # type: ignore[attr-defined]
         return self._core.ptr
@@ -231,10 +239,13 @@ class Loop(asyncio.SelectorEventLoop):
             super().run_forever()
         finally:
             if self._core.ptr != ffi.NULL:  # else a forked child has closed it
-                lib.pl_loop_flush(self._core.ptr)  # write(); loop.stop() sends
+                self._flush()  # write(); loop.stop() sends
                 lib.pl_loop_leave(self._core.ptr)
                 if in_main:
                     self._restore_wakeup_fd(previous)
+
+    def _flush(self) -> None:
+        lib.pl_loop_flush(self._core.ptr)
 
     def _own_wakeup_fd(self) -> int:
         fd = lib.pl_loop_signal_fd(self._core.ptr)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pyloop.core import check, ffi, lib
 from pyloop.framing import Framing
+from pyloop.page import Page
 
 __all__ = [
     "HIGH_WATER",
@@ -89,8 +90,12 @@ class Group:
         write_limit: int,
         max_connections: int = 0,
         tls: bool = False,
+        hand_over: bool = False,
     ) -> None:
         self.counters = ffi.new("struct pl_counters *")
+        self.page: Page | None = None
+        self.page_server = 0
+        self.shared = False
         self._options = options = ffi.new("struct pl_options *")
         options.framing = framing.spec[0]
         options.idle_timeout = _nanoseconds(idle_timeout)
@@ -100,7 +105,8 @@ class Group:
         options.write_limit = write_limit
         options.high_water, options.low_water = HIGH_WATER, LOW_WATER
         options.max_connections = max_connections
-        options.flags = lib.PL_NODELAY | (lib.PL_TLS if tls else 0)
+        options.flags = lib.PL_NODELAY
+        options.flags |= (lib.PL_TLS if tls else 0) | (lib.PL_HAND_OVER if hand_over else 0)
         self._ptr: Any = None
         self.number = -1
 
@@ -108,6 +114,13 @@ class Group:
         """Enter the group into a loop's core."""
         self.number = check(lib.pl_group_new(ptr, self._options, self.counters), ptr)
         self._ptr = ptr
+        if self.shared and self.page is not None:
+            check(lib.pl_group_share(ptr, self.number, self.page.header, self.page_server), ptr)
+
+    def count_in(self, page: Page, cell: int, server: int) -> None:
+        """Count in a cell of a page from now on; the group is not open."""
+        self.page, self.page_server = page, server
+        self.counters = page.counters(cell, server)
 
     def cut_off(self) -> None:
         """Forget a core that is gone, or about to be."""

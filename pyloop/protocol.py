@@ -67,6 +67,10 @@ class Owner:
         """Make the Connection of a conn that the core accepted, and enter it into dispatch."""
         raise RuntimeError("this owner does not listen")
 
+    def handed_over(self, fd: int, peer: bytes) -> None:
+        """Take over a socket that the core accepted for a group with PL_HAND_OVER."""
+        raise RuntimeError("this owner does not listen")
+
     def refused(self, code: int) -> None:
         """Hear that the core closed a conn at once, because of `code`."""
 

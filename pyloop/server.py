@@ -12,6 +12,7 @@ from typing import Any
 
 from pyloop.address import resolve
 from pyloop.connection import Connection
+from pyloop.core import lib
 from pyloop.framing import Framing, Raw, as_bytes
 from pyloop.handlers import HandlerKind, classify, one_by_one
 from pyloop.listening import Listening, check_socket
@@ -25,7 +26,7 @@ from pyloop.options import (
     check_ssl,
 )
 from pyloop.service import Service
-from pyloop.stats import ServerStats, server_stats
+from pyloop.stats import ServerStats, page_server_stats, server_stats
 
 __all__ = ["Server"]
 
@@ -172,7 +173,12 @@ class Server:
 
     def stats(self) -> ServerStats:
         """Return what the server has done since it was made."""
-        return server_stats(self._group.counters)
+        group = self._group
+        if group.page is not None:
+            return page_server_stats(group.page, group.page_server)
+        service = self._service
+        loops = [] if service is None else [lib.pl_loop_counters(service._ptr)]
+        return server_stats(group.counters, loops)
 
     def __repr__(self) -> str:
         where = self._path or f"{self._hosts[0]}:{self.port or self._port}"

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["LoopStats", "ServerStats", "loop_stats", "server_stats"]
+from pyloop.core import lib
+from pyloop.page import Page
+
+__all__ = [
+    "Counters",
+    "LoopStats",
+    "PageStats",
+    "ProcessStats",
+    "ServerStats",
+    "WorkerStats",
+    "loop_stats",
+    "page_server_stats",
+    "page_stats",
+    "server_stats",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class ServerStats:
-    """What one server has done since it was made. Counts, and bytes where it says so.
+class Counters:
+    """What was done for one server, in one process or in all of them. Counts, and bytes.
 
     Source: struct pl_counters in csrc/pyloop.h.
     """
@@ -39,6 +55,69 @@ class ServerStats:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessStats:
+    """What became of the processes of one run: its workers, or the children of model="fork".
+
+    Source: struct pl_page in csrc/pyloop.h.
+    """
+
+    started: int
+    exited: int
+    """Ended with status 0."""
+    failed: int
+    """Ended with another status."""
+    killed: int
+    """Ended by a signal."""
+    hung: int
+    """Killed because their loop did not turn for worker_timeout."""
+    recycled: int
+    """Replaced at max_rss, max_lifetime or max_messages."""
+    reloads: int
+    """Reloads completed."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """One process that serves, and what its cell of the page has counted, predecessors included.
+
+    Source: struct pl_cell and struct pl_loop_counters in csrc/pyloop.h.
+    """
+
+    worker_id: int
+    pid: int
+    state: str
+    """"starting", "ready" or "leaving"; "free" when the process has ended."""
+    starts: int
+    """Processes that have counted here."""
+    age_seconds: float
+    running_seconds: float
+    """Since its loop last left the wait; 0 while it waits."""
+    ticks: int
+    events: int
+    wait_seconds: float
+    busy_seconds: float
+    wakes: int
+    lag: tuple[int, ...]
+    """As LoopStats.lag."""
+    servers: tuple[Counters, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStats(Counters):
+    """What one server has done since it was made, in all processes that serve it."""
+
+    ticks: int
+    """Turns of their loops."""
+    busy_seconds: float
+    """Time that their loops spent between two waits."""
+    lag: tuple[int, ...]
+    """As LoopStats.lag, of all their loops."""
+    processes: ProcessStats
+    workers: tuple[WorkerStats, ...]
+    """The processes that serve now; empty unless `run` serves."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoopStats:
     """What one loop has done since it was made."""
 
@@ -53,23 +132,139 @@ class LoopStats:
     """Time spent between two waits."""
     wakes: int
     """Waits ended by another thread."""
+    lag: tuple[int, ...]
+    """[i]: turns that kept the loop busy for less than 2**i microseconds and not for less than
+    2**(i-1); the last one has all the longer ones too. Whoever became ready meanwhile waited."""
 
 
-_SERVER_FIELDS = tuple(ServerStats.__dataclass_fields__)
+@dataclass(frozen=True, slots=True)
+class PageStats:
+    """A snapshot of a page: everything that one run has counted."""
+
+    label: str
+    pid: int
+    age_seconds: float
+    processes: ProcessStats
+    workers: tuple[WorkerStats, ...]
+    """The cells whose process lives."""
+    servers: tuple[Counters, ...]
+    """Sums over all cells, those of ended processes included."""
+    ticks: int
+    events: int
+    wait_seconds: float
+    busy_seconds: float
+    wakes: int
+    lag: tuple[int, ...]
 
 
-def server_stats(counters: Any) -> ServerStats:
-    """Copy a struct pl_counters."""
-    return ServerStats(*(getattr(counters, name) for name in _SERVER_FIELDS))
+_STATES = {
+    lib.PL_CELL_FREE: "free",
+    lib.PL_CELL_STARTING: "starting",
+    lib.PL_CELL_READY: "ready",
+    lib.PL_CELL_LEAVING: "leaving",
+}
+_COUNTERS = tuple(Counters.__dataclass_fields__)
+_PROCESSES = tuple(ProcessStats.__dataclass_fields__)
+NO_PROCESSES = ProcessStats(*(0 for _ in _PROCESSES))
+
+
+def counters_sum(pointers: Iterable[Any]) -> Counters:
+    """Copy and add up structs pl_counters."""
+    every = tuple(pointers)
+    return Counters(*(sum(getattr(p, name) for p in every) for name in _COUNTERS))
+
+
+def loop_sum(pointers: Iterable[Any]) -> dict[str, Any]:
+    """Copy and add up structs pl_loop_counters: the fields that LoopStats and its kin share."""
+    every = tuple(pointers)
+    lags = [tuple(p.lag) for p in every]
+    return {
+        "ticks": sum(p.ticks for p in every),
+        "events": sum(p.events for p in every),
+        "wait_seconds": sum(p.wait_ns for p in every) / 1e9,
+        "busy_seconds": sum(p.busy_ns for p in every) / 1e9,
+        "wakes": sum(p.wakes for p in every),
+        "lag": tuple(map(sum, zip(*lags, strict=True))) if lags else (0,) * lib.PL_LAG_BUCKETS,
+    }
 
 
 def loop_stats(backend: str, counters: Any) -> LoopStats:
-    """Copy the loop's part of a struct pl_counters."""
-    return LoopStats(
-        backend=backend,
-        ticks=counters.ticks,
-        events=counters.events,
-        wait_seconds=counters.wait_ns / 1e9,
-        busy_seconds=counters.busy_ns / 1e9,
-        wakes=counters.wakes,
+    """Copy a struct pl_loop_counters."""
+    return LoopStats(backend=backend, **loop_sum([counters]))
+
+
+def server_stats(counters: Any, loops: Iterable[Any]) -> ServerStats:
+    """Return the stats of a server that counts in this process only."""
+    return _of_server(counters_sum([counters]), loop_sum(loops), NO_PROCESSES, ())
+
+
+def _of_server(
+    counters: Counters,
+    loop: dict[str, Any],
+    processes: ProcessStats,
+    workers: tuple[WorkerStats, ...],
+) -> ServerStats:
+    return ServerStats(
+        **{name: getattr(counters, name) for name in _COUNTERS},
+        ticks=loop["ticks"],
+        busy_seconds=loop["busy_seconds"],
+        lag=loop["lag"],
+        processes=processes,
+        workers=workers,
+    )
+
+
+def page_server_stats(page: Page, server: int) -> ServerStats:
+    """Return the stats of a server, number `server` in the page: the sum over all cells."""
+    return _of_server(
+        counters_sum(page.counters(number, server) for number in page.used()),
+        loop_sum(page.cell(number).loop for number in page.used()),
+        _processes(page),
+        _workers(page),
+    )
+
+
+def page_stats(page: Page) -> PageStats:
+    """Return all that a page has counted."""
+    header = page.header
+    return PageStats(
+        label=page.label,
+        pid=header.pid,
+        age_seconds=_age(header.since_ns),
+        processes=_processes(page),
+        workers=_workers(page),
+        servers=tuple(
+            counters_sum(page.counters(number, server) for number in page.used())
+            for server in range(header.servers)
+        ),
+        **loop_sum(page.cell(number).loop for number in page.used()),
+    )
+
+
+def _processes(page: Page) -> ProcessStats:
+    return ProcessStats(*(getattr(page.header, name) for name in _PROCESSES))
+
+
+def _workers(page: Page) -> tuple[WorkerStats, ...]:
+    living = [n for n in page.used() if page.cell(n).state != lib.PL_CELL_FREE]
+    return tuple(sorted((_worker(page, n) for n in living), key=lambda w: (w.worker_id, w.pid)))
+
+
+def _age(since_ns: int) -> float:
+    return max(0, time.monotonic_ns() - since_ns) / 1e9 if since_ns else 0.0
+
+
+def _worker(page: Page, number: int) -> WorkerStats:
+    cell = page.cell(number)
+    return WorkerStats(
+        worker_id=cell.worker,
+        pid=cell.pid,
+        state=_STATES.get(cell.state, str(cell.state)),
+        starts=cell.starts,
+        age_seconds=_age(cell.since_ns),
+        running_seconds=_age(cell.loop.running_since),
+        servers=tuple(
+            counters_sum([page.counters(number, server)]) for server in range(page.header.servers)
+        ),
+        **loop_sum([cell.loop]),
     )

@@ -24,11 +24,13 @@ PYTHON_LEVELS = """
     server client
     service
     bus models
+    forking
     channel loop
     dispatch transports tls handlers
     blocking connection stats
     inbox protocol
     memory lowlevel options framing listening
+    page
     core
     _core errors address
 """
@@ -46,6 +48,7 @@ C_ARROWS: dict[str, set[str]] = {
     "batch": {"buf"},
     "table": set(),
     "wake": {"sock"},
+    "memory": {"sock"},
     "poller": set(),
     "poller_select": {"poller", "sock"},
     "poller_poll": {"poller", "sock"},
@@ -55,7 +58,9 @@ C_ARROWS: dict[str, set[str]] = {
     "buf": set(),
     "fdset": set(),
     "sock": set(),
-    "pyloop": set(),
+    "pyloop": {"pyloop_page", "pyloop_parts"},
+    "pyloop_page": set(),
+    "pyloop_parts": set(),
 }
 # Among themselves, a file of the loop level calls those right of it. loop_guard goes with loop.h.
 CALLS_UP = {"loop_guard"}
