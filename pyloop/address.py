@@ -52,7 +52,7 @@ def show_address(address: object) -> str:
         return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
     if isinstance(address, bytes):
         return "@" + address.lstrip(b"\0").decode("utf-8", "replace")
-    return str(address)
+    return str(address).replace("\0", "@", 1)
 
 
 async def resolve(

@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import fcntl
 import os
 import socket
 import stat
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pyloop.address import show_address
 
-__all__ = ["Listening", "check_socket", "stream_socket"]
+__all__ = ["Listening", "Place", "Sharing", "check_socket", "stream_socket"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server listens: TCP hosts and port, or a Unix path, or a bound socket."""
+
+    hosts: tuple[str, ...]
+    port: int
+    path: str | None
+    sock: socket.socket | None
+    backlog: int
+
+    def __str__(self) -> str:
+        if self.sock is not None:
+            return show_address(self.sock.getsockname())
+        if self.path is not None:
+            return self.path.replace("\0", "@", 1)
+        return ", ".join(show_address((host, self.port)) for host in self.hosts)
+
+
+class Sharing(enum.Enum):
+    """May other sockets be bound to the same port?"""
+
+    NO = "no"
+    FOUND = "once this one is"
+    """Bound alone, so that a port in use is an error, and opened to others after that."""
+    JOIN = "as others are"
 
 
 def stream_socket(family: int, proto: int = 0) -> socket.socket:
@@ -33,7 +62,7 @@ def _failed(exc: OSError, what: str) -> OSError:
     return OSError(exc.errno, f"cannot listen on {what}: {exc.strerror or exc}")
 
 
-def _listen_tcp(info: Any, port: int, backlog: int) -> socket.socket:
+def _listen_tcp(info: Any, port: int, backlog: int, sharing: Sharing) -> socket.socket:
     family, _, proto, _, address = info
     address = (address[0], port, *address[2:])
     sock = stream_socket(family, proto)
@@ -41,7 +70,11 @@ def _listen_tcp(info: Any, port: int, backlog: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if sharing is Sharing.JOIN:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
+        if sharing is Sharing.FOUND:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.listen(backlog)
     except OSError as exc:
         sock.close()
@@ -87,16 +120,37 @@ class Listening:
                 return int(sock.getsockname()[1])
         return None
 
-    def open_tcp(self, infos: Sequence[Any], port: int, backlog: int) -> None:
+    def describe(self) -> str:
+        """Say where it listens, for people."""
+        return ", ".join(show_address(sock.getsockname()) for sock in self.sockets)
+
+    def open(self, place: Place, infos: Sequence[Any], sharing: Sharing = Sharing.NO) -> None:
+        """Listen on a place, of which `infos` is getaddrinfo's answer if it is TCP.
+
+        Raises:
+            OSError: with the address that failed; nothing stays open.
+        """
+        if place.sock is not None:
+            self.open_socket(place.sock, place.backlog)
+        elif place.path is not None:
+            self.open_unix(place.path, place.backlog)
+        else:
+            self.open_tcp(infos, place.port, place.backlog, sharing)
+
+    def open_tcp(
+        self, infos: Sequence[Any], port: int, backlog: int, sharing: Sharing = Sharing.NO
+    ) -> None:
         """Listen on each address of getaddrinfo's answer; port 0 is chosen once, for all.
 
         Raises:
             OSError: with the address and port that failed; nothing stays open.
+
+        Source: socket(7), SO_REUSEPORT.
         """
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             for info in dict.fromkeys(infos):
-                sock = _listen_tcp(info, port, backlog)
+                sock = _listen_tcp(info, port, backlog, sharing)
                 self.sockets += (sock,)
                 port = sock.getsockname()[1]
             undo.pop_all()

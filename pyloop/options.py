@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import ssl as ssl_module
 from typing import Any
@@ -15,6 +16,7 @@ __all__ = [
     "LOW_WATER",
     "Group",
     "check_framing",
+    "check_hook",
     "check_path",
     "check_seconds",
     "check_size",
@@ -64,6 +66,15 @@ def check_path(path: Any) -> str:
     if name in ("", "@", "\0"):
         raise ValueError(f"path: expected a path or an abstract name, got {name!r}")
     return "\0" + name[1:] if name[0] == "@" else name
+
+
+def check_hook(name: str, hook: Any, *, plain: bool = False) -> Any:
+    """Return `hook` if it is a callable, not a coroutine function if `plain`, or None."""
+    if hook is not None and not callable(hook):
+        raise TypeError(f"{name}: expected a callable or None, got {hook!r}")
+    if plain and inspect.iscoroutinefunction(hook):
+        raise TypeError(f"{name}: expected a plain function, got the coroutine function {hook!r}")
+    return hook
 
 
 def check_ssl(name: str, context: Any) -> ssl_module.SSLContext | None:
@@ -118,7 +129,7 @@ class Group:
             check(lib.pl_group_share(ptr, self.number, self.page.header, self.page_server), ptr)
 
     def count_in(self, page: Page, cell: int, server: int) -> None:
-        """Count in a cell of a page from now on; the group is not open."""
+        """Count in a cell of a page from now on, where it is server number `server`."""
         self.page, self.page_server = page, server
         self.counters = page.counters(cell, server)
 

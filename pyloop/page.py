@@ -49,6 +49,7 @@ class Page:
         header.version, header.size = lib.PL_PAGE_VERSION, size
         header.cells, header.servers = cells, servers
         header.stride = _CELL + servers * _COUNTERS
+        header.used = 1
         header.pid = os.getpid()
         header.since_ns = time.monotonic_ns()
         self.set_label(label)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import signal
-import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, TypeVar, overload
 
 from pyloop.loop import new_event_loop
 from pyloop.server import Server
+from pyloop.serving import Signals, serve_alone
 
 __all__ = ["run"]
 
@@ -41,7 +41,7 @@ def run(*servers: Any, backend: str = "auto", debug: bool | None = None) -> Any:
     """
     coroutines: tuple[Any, ...] = servers
     try:
-        main = _main(servers[0]) if _is_main(servers) else _serve(servers)
+        main = _main(servers[0]) if _is_main(servers) else serve_alone(servers)
         coroutines = (main, *servers)
         with asyncio.Runner(debug=debug, loop_factory=lambda: new_event_loop(backend)) as runner:
             return runner.run(main)
@@ -69,28 +69,6 @@ def _is_main(servers: tuple[Any, ...]) -> bool:
     return False
 
 
-class _Signals:
-    """Handlers for signals while a block runs, in the main thread; elsewhere none."""
-
-    def __init__(self, callback: Callable[[], None], *numbers: int) -> None:
-        self._callback = callback
-        self._numbers = numbers
-        self._before: dict[int, Any] = {}
-        self._loop = asyncio.get_running_loop()
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in self._numbers:
-                self._before[number] = signal.getsignal(number)
-                self._loop.add_signal_handler(number, self._callback)
-
-    def __exit__(self, *exc_info: object) -> None:
-        for number, before in self._before.items():
-            self._loop.remove_signal_handler(number)
-            if before is not None:
-                signal.signal(number, before)
-
-
 async def _main(coroutine: Coroutine[Any, Any, T]) -> T:
     task = asyncio.current_task()
     assert task is not None
@@ -101,69 +79,10 @@ async def _main(coroutine: Coroutine[Any, Any, T]) -> T:
         terminated = True
         task.cancel()
 
-    with _Signals(terminate, signal.SIGTERM):
+    with Signals(terminate, signal.SIGTERM):
         try:
             return await coroutine
         except asyncio.CancelledError:
             if terminated:
                 raise SystemExit(128 + signal.SIGTERM) from None
             raise
-
-
-async def _serve(servers: tuple[Server, ...]) -> None:
-    stop = asyncio.Event()
-
-    def signalled() -> None:
-        if stop.is_set():
-            for server in servers:
-                server.abort()
-        stop.set()
-
-    with _Signals(signalled, signal.SIGINT, signal.SIGTERM):
-        try:
-            if await _started(stop, servers):
-                await _until_stopped(stop, servers)
-        finally:
-            await _stop_all(servers)
-
-
-async def _started(stop: asyncio.Event, servers: tuple[Server, ...]) -> bool:
-    """Start them in turn; a signal meanwhile gives it up."""
-
-    async def start() -> None:
-        for server in servers:
-            await server.start()
-
-    starting = asyncio.ensure_future(start())
-    signalled = asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait((starting, signalled), return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            await starting
-        return starting.done()
-    finally:
-        signalled.cancel()
-        starting.cancel()
-        await asyncio.gather(starting, signalled, return_exceptions=True)
-
-
-async def _stop_all(servers: tuple[Server, ...]) -> None:
-    """Stop them side by side, each to its end, then raise what the first on_stop raised."""
-    results = await asyncio.gather(*(s.stop() for s in servers), return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-
-
-async def _until_stopped(stop: asyncio.Event, servers: tuple[Server, ...]) -> None:
-    """Wait for a signal, or until every server was stopped from within."""
-    signalled = asyncio.ensure_future(stop.wait())
-    ended = asyncio.ensure_future(
-        asyncio.gather(*(server._stopped.wait() for server in servers if server._stopped))
-    )
-    try:
-        await asyncio.wait((signalled, ended), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        signalled.cancel()
-        ended.cancel()
-        await asyncio.gather(signalled, ended, return_exceptions=True)

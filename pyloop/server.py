@@ -8,25 +8,28 @@ import os
 import socket
 import ssl as ssl_module
 from collections.abc import Callable, Collection, Iterator, Set
-from typing import Any
+from typing import Any, Literal
 
 from pyloop.address import resolve
 from pyloop.connection import Connection
 from pyloop.core import lib
 from pyloop.framing import Framing, Raw, as_bytes
 from pyloop.handlers import HandlerKind, classify, one_by_one
-from pyloop.listening import Listening, check_socket
+from pyloop.listening import Listening, Place, check_socket
 from pyloop.loop import Loop, running_loop
 from pyloop.options import (
     Group,
     check_framing,
+    check_hook,
     check_path,
     check_seconds,
     check_size,
     check_ssl,
 )
+from pyloop.page import Page
 from pyloop.service import Service
-from pyloop.stats import ServerStats, page_server_stats, server_stats
+from pyloop.stats import ServerStats, copy_counters, page_server_stats, server_stats
+from pyloop.supervision import check_supervision
 
 __all__ = ["Server"]
 
@@ -53,13 +56,13 @@ class _Connections(Set[Connection]):
         return set(it)
 
 
-def _check_hosts(host: Any) -> list[str]:
+def _check_hosts(host: Any) -> tuple[str, ...]:
     hosts = [host] if isinstance(host, str) else host
     if not isinstance(hosts, (list, tuple)) or not all(isinstance(h, str) for h in hosts):
         raise TypeError(f"host: expected a str or a list of them, got {host!r}")
     if not hosts:
         raise ValueError("host: expected at least one, got none")
-    return list(hosts)
+    return tuple(hosts)
 
 
 class Server:
@@ -74,6 +77,7 @@ class Server:
         sock: a bound stream socket instead; the server closes it.
         framing: how messages are cut.
         ssl: an ssl.SSLContext for TLS.
+        workers: processes that serve, under a supervisor: `run` only. "auto": one per core.
         backlog: connections that the kernel may hold for accept.
         max_connections: accepting pauses at this many, None for no limit.
         idle_timeout: seconds without a whole message or output taken, None for none.
@@ -84,6 +88,11 @@ class Server:
         write_limit: bytes queued for a peer beyond which a further send aborts it.
         read_limit: bytes of messages that a coroutine handler may leave waiting.
         on_start, on_stop: called with the server when it starts and has stopped; may be async.
+        worker_timeout: seconds after which a worker whose loop does not turn is replaced.
+        max_rss, max_lifetime, max_messages: bytes of memory, seconds, and messages received after
+            which a worker is replaced, give or take a tenth; None for no limit.
+        on_worker_start, on_worker_stop: called in the supervisor with the server and the worker's
+            number, when that worker is ready and when it has ended; plain functions.
 
     Raises:
         TypeError, ValueError: naming the argument, what was passed and what is expected.
@@ -99,6 +108,7 @@ class Server:
         sock: socket.socket | None = None,
         framing: Framing | None = None,
         ssl: ssl_module.SSLContext | None = None,
+        workers: int | Literal["auto"] = 1,
         backlog: int = 1024,
         max_connections: int | None = None,
         idle_timeout: float | None = None,
@@ -110,20 +120,28 @@ class Server:
         read_limit: int = 64 * 1024,
         on_start: Callable[[Server], Any] | None = None,
         on_stop: Callable[[Server], Any] | None = None,
+        worker_timeout: float | None = 30.0,
+        max_rss: int | None = None,
+        max_lifetime: float | None = None,
+        max_messages: int | None = None,
+        on_worker_start: Callable[[Server, int], None] | None = None,
+        on_worker_stop: Callable[[Server, int], None] | None = None,
     ) -> None:
         self._kind = classify(handler)
         self._handler = handler
         if self._kind is HandlerKind.ASYNC_MESSAGE:
             self._handler = one_by_one(handler)
-        self._hosts = _check_hosts(host)
-        self._port = check_size("port", port, 0, 65535)
         if path is not None and sock is not None:
             raise ValueError("path and sock: expected one of them, got both")
-        self._path = None if path is None else check_path(path)
-        self._sock = None if sock is None else check_socket(sock)
+        self._place = Place(
+            hosts=_check_hosts(host),
+            port=check_size("port", port, 0, 65535),
+            path=None if path is None else check_path(path),
+            sock=None if sock is None else check_socket(sock),
+            backlog=check_size("backlog", backlog, 1, 65535),
+        )
         self._framing = Raw() if framing is None else check_framing(framing)
         self._ssl = check_ssl("ssl", ssl)
-        self._backlog = check_size("backlog", backlog, 1, 65535)
         self._handshake_timeout = check_seconds("handshake_timeout", handshake_timeout)
         self._drain_timeout = check_seconds("drain_timeout", drain_timeout, none=False)
         self._read_limit = check_size("read_limit", read_limit)
@@ -139,10 +157,14 @@ class Server:
             else check_size("max_connections", max_connections, 1, 1 << 31),
             tls=ssl is not None,
         )
-        for name, hook in (("on_start", on_start), ("on_stop", on_stop)):
-            if hook is not None and not callable(hook):
-                raise TypeError(f"{name}: expected a callable or None, got {hook!r}")
-        self._on_start, self._on_stop = on_start, on_stop
+        self._supervision = check_supervision(
+            workers, worker_timeout, max_rss, max_lifetime, max_messages
+        )
+        self._on_start = check_hook("on_start", on_start)
+        self._on_stop = check_hook("on_stop", on_stop)
+        self._on_worker_start = check_hook("on_worker_start", on_worker_start, plain=True)
+        self._on_worker_stop = check_hook("on_worker_stop", on_worker_stop, plain=True)
+        self._worker_id = 0
         self._listening = Listening()
         self._service: Service | None = None
         self._stopped: asyncio.Event | None = None
@@ -169,7 +191,7 @@ class Server:
     @property
     def worker_id(self) -> int:
         """The number of this process among the server's workers: 0 without workers."""
-        return 0
+        return self._worker_id
 
     def stats(self) -> ServerStats:
         """Return what the server has done since it was made."""
@@ -180,8 +202,15 @@ class Server:
         loops = [] if service is None else [lib.pl_loop_counters(service._ptr)]
         return server_stats(group.counters, loops)
 
+    def _use_page(self, page: Page, number: int) -> None:
+        """Count in a page, as its server `number`, beginning with what was counted so far."""
+        before = self.stats()
+        self._group.count_in(page, 0, number)
+        copy_counters(before, self._group.counters)
+
     def __repr__(self) -> str:
-        where = self._path or f"{self._hosts[0]}:{self.port or self._port}"
+        place = self._place
+        where = place.path or f"{place.hosts[0]}:{self.port or place.port}"
         return f"<pyloop.Server {where} {'serving' if self._service else 'stopped'}>"
 
     # ---- serving ----
@@ -198,7 +227,8 @@ class Server:
             raise RuntimeError("Server.start(): the server has been started already")
         self._starting = True
         try:
-            await self._listen(loop)
+            if not self._listening.sockets:  # a worker has those of its slot
+                self._listening.open(self._place, await self._resolve(loop))
             self._stopped = asyncio.Event()
             self._service = service = Service(self, loop)
             await self._call_hook(self._on_start)
@@ -217,18 +247,12 @@ class Server:
         self._service = None
         self._group.cut_off()
 
-    async def _listen(self, loop: Loop) -> None:
-        if self._sock is not None:
-            self._listening.open_socket(self._sock, self._backlog)
-        elif self._path is not None:
-            self._listening.open_unix(self._path, self._backlog)
-        else:
-            infos: list[Any] = []
-            for host in self._hosts:
-                infos += await resolve(
-                    loop, host, self._port, "cannot listen on", socket.AI_PASSIVE
-                )
-            self._listening.open_tcp(infos, self._port, self._backlog)
+    async def _resolve(self, loop: Loop) -> list[Any]:
+        place = self._place
+        infos: list[Any] = []
+        for host in () if place.sock or place.path else place.hosts:
+            infos += await resolve(loop, host, place.port, "cannot listen on", socket.AI_PASSIVE)
+        return infos
 
     async def stop(self) -> None:
         """Stop in good order; returns when every connection is closed and on_stop has run.
@@ -258,6 +282,13 @@ class Server:
             service.end()
             self._service = None
             self._stopped.set()
+
+    async def _retire(self) -> None:
+        """Stop accepting; wait until all connections have ended, for drain_timeout at most."""
+        service = self._service
+        if service is not None and not service.stopping:
+            self._stop_accepting()
+            await service.wait_idle(self._drain_timeout)
 
     def _stop_accepting(self) -> None:
         assert self._service is not None

@@ -146,7 +146,8 @@ class Service(Owner):
         if idle is not None and not busy and not idle.done():
             idle.set_result(None)
 
-    async def _wait_idle(self, timeout: float | None) -> bool:
+    async def wait_idle(self, timeout: float) -> bool:
+        """Wait until no connection and no task is left; false if that took too long."""
         self._idle = self.loop.create_future()
         self._check_idle()
         done, _ = await asyncio.wait([self._idle], timeout=timeout)
@@ -156,9 +157,9 @@ class Service(Owner):
         """Let handlers finish for `timeout` seconds, then abort what is left."""
         for conn in (*self.connections, *self._handshaking):
             conn._drain_input()
-        if not await self._wait_idle(timeout):
+        if not await self.wait_idle(timeout):
             self.abort()
-            await self._wait_idle(1.0)
+            await self.wait_idle(1.0)
 
     def abort(self) -> None:
         """Abort every connection and cancel every task."""

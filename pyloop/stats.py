@@ -17,6 +17,7 @@ __all__ = [
     "ProcessStats",
     "ServerStats",
     "WorkerStats",
+    "copy_counters",
     "loop_stats",
     "page_server_stats",
     "page_stats",
@@ -172,6 +173,13 @@ def counters_sum(pointers: Iterable[Any]) -> Counters:
     """Copy and add up structs pl_counters."""
     every = tuple(pointers)
     return Counters(*(sum(getattr(p, name) for p in every) for name in _COUNTERS))
+
+
+def copy_counters(counters: Counters, pointer: Any) -> None:
+    """Write counts, but not the gauge, into a struct pl_counters."""
+    for name in _COUNTERS:
+        setattr(pointer, name, getattr(counters, name))
+    pointer.open = 0
 
 
 def loop_sum(pointers: Iterable[Any]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ PYTHON_LEVELS = """
     __init__ __main__
     run serve
     supervisor metrics
+    launch worker
+    serving
     server client
     service
     bus models
@@ -29,6 +31,7 @@ PYTHON_LEVELS = """
     dispatch transports tls handlers
     blocking connection stats
     inbox protocol
+    supervision
     memory lowlevel options framing listening
     page
     core
