@@ -108,6 +108,17 @@ int pl_fdset_select(struct pl_fdset *read, struct pl_fdset *write, struct pl_fds
 int pl_set_nonblocking(int fd, int on);
 int pl_is_nonblocking(int fd); /* 1, 0 or -errno */
 
+/* ---- listening sockets that share a port ------------------------------------- */
+
+/* Steer new connections to the `first` sockets of the SO_REUSEPORT group of listening socket `fd`, in the order of
+ * their listen calls, at random; 0: to all of them again, by the kernel's hash. 0; -ENOSYS elsewhere than
+ * on Linux; -errno. Source: socket(7), SO_ATTACH_REUSEPORT_CBPF. */
+int pl_reuseport_steer(int fd, uint32_t first);
+
+/* How many connections wait to be accepted on a listening TCP socket; -ENOSYS, -errno.
+ * Source: tcp(7), TCP_INFO. */
+int pl_listener_queued(int fd);
+
 /* cffi: end */
 
 #endif

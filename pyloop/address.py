@@ -8,7 +8,7 @@ import struct
 import sys
 from typing import Any
 
-__all__ = ["Address", "decode_sockaddr", "local_address", "resolve", "show_address"]
+__all__ = ["Address", "decode_sockaddr", "local_address", "resolve", "resolve_now", "show_address"]
 
 Address = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 """(host, port), for IPv6 (host, port, flow, scope), or a Unix path (bytes when abstract)."""
@@ -66,5 +66,17 @@ async def resolve(
     try:
         return await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
     except socket.gaierror as exc:
-        where = show_address((host, port))
-        raise socket.gaierror(exc.errno, f"{doing} {where}: {exc.strerror}") from None
+        raise _unresolved(exc, host, port, doing) from None
+
+
+def resolve_now(host: str, port: int, doing: str, flags: int = 0) -> list[Any]:
+    """As resolve, for a process that may have no threads: it blocks."""
+    try:
+        return socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
+    except socket.gaierror as exc:
+        raise _unresolved(exc, host, port, doing) from None
+
+
+def _unresolved(exc: socket.gaierror, host: str, port: int, doing: str) -> socket.gaierror:
+    where = show_address((host, port))
+    return socket.gaierror(exc.errno, f"{doing} {where}: {exc.strerror}")

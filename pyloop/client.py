@@ -21,7 +21,7 @@ from pyloop.options import Group, check_framing, check_path, check_seconds, chec
 from pyloop.protocol import Owner, Protocol
 from pyloop.tls import TLSConnection
 
-__all__ = ["connect", "dial"]
+__all__ = ["adopt", "connect", "dial"]
 
 _UNIX_RETRY_SECONDS = 0.01
 
@@ -116,6 +116,13 @@ def _adopt(
     sock.detach()
     conn = (TLSConnection if tls else Connection)(ptr, ident[0], owner, peer)
     loop._core.dispatch.add(ident[0], conn)
+    return conn
+
+
+def adopt(loop: Loop, sock: socket.socket, framing: Framing, protocol: Protocol) -> Connection:
+    """Make a Connection of a connected socket, which it takes over."""
+    conn = _adopt(loop, sock, framing, False, (1 << 24, 1 << 16))
+    conn._start_protocol(protocol)
     return conn
 
 

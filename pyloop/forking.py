@@ -77,6 +77,10 @@ def _let_go(loop: object) -> None:
     for number in _BLOCKED:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, _ignore)  # SIG_IGN would be inherited through exec
+    if isinstance(loop, Loop):
+        task = asyncio.current_task(loop)
+        if task is not None:  # in whose step this was called
+            asyncio.tasks._leave_task(loop, task)
     asyncio._set_running_loop(None)
     if isinstance(loop, Loop):
         loop.close()

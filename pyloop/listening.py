@@ -108,8 +108,8 @@ class Listening:
         sockets: socket objects; the core only borrows their fds.
     """
 
-    def __init__(self) -> None:
-        self.sockets: tuple[socket.socket, ...] = ()
+    def __init__(self, sockets: tuple[socket.socket, ...] = ()) -> None:
+        self.sockets = sockets
         self._made: tuple[str, int, int, int] | None = None
 
     @property

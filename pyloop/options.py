@@ -15,6 +15,7 @@ __all__ = [
     "HIGH_WATER",
     "LOW_WATER",
     "Group",
+    "check_count",
     "check_framing",
     "check_hook",
     "check_path",
@@ -56,6 +57,11 @@ def check_size(name: str, value: Any, least: int = 1, most: int = 1 << 40) -> in
     if not least <= value <= most:
         raise ValueError(f"{name}: expected {least} to {most}, got {value}")
     return value
+
+
+def check_count(name: str, value: Any, most: int = 1 << 31) -> int:
+    """Return a limit that is a whole number from 1, or 0 for None, which is no limit."""
+    return 0 if value is None else check_size(name, value, 1, most)
 
 
 def check_path(path: Any) -> str:

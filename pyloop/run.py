@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import signal
+import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar, overload
 
 from pyloop.loop import new_event_loop
 from pyloop.server import Server
 from pyloop.serving import Signals, serve_alone
+from pyloop.supervision import common_supervision
+from pyloop.supervisor import supervise
 
 __all__ = ["run"]
 
@@ -41,7 +44,7 @@ def run(*servers: Any, backend: str = "auto", debug: bool | None = None) -> Any:
     """
     coroutines: tuple[Any, ...] = servers
     try:
-        main = _main(servers[0]) if _is_main(servers) else serve_alone(servers)
+        main = _main(servers[0]) if _is_main(servers) else _serve(servers, backend, debug)
         coroutines = (main, *servers)
         with asyncio.Runner(debug=debug, loop_factory=lambda: new_event_loop(backend)) as runner:
             return runner.run(main)
@@ -67,6 +70,19 @@ def _is_main(servers: tuple[Any, ...]) -> bool:
     if len(set(servers)) != len(servers):
         raise ValueError("run() got the same Server twice")
     return False
+
+
+async def _serve(servers: tuple[Server, ...], backend: str, debug: bool | None) -> None:
+    """Serve here, or have workers serve."""
+    settings = common_supervision([(repr(server), server._supervision) for server in servers])
+    if settings.workers == 1:
+        await serve_alone(servers)
+    elif threading.current_thread() is threading.main_thread():
+        await supervise(servers, settings, backend, debug)
+    else:
+        raise RuntimeError(
+            f"run() with workers={settings.workers} needs the main thread: its signals steer them"
+        )
 
 
 async def _main(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -19,6 +19,7 @@ from pyloop.listening import Listening, Place, check_socket
 from pyloop.loop import Loop, running_loop
 from pyloop.options import (
     Group,
+    check_count,
     check_framing,
     check_hook,
     check_path,
@@ -63,6 +64,18 @@ def _check_hosts(host: Any) -> tuple[str, ...]:
     if not hosts:
         raise ValueError("host: expected at least one, got none")
     return tuple(hosts)
+
+
+def _check_place(host: Any, port: Any, path: Any, sock: Any, backlog: Any) -> Place:
+    if path is not None and sock is not None:
+        raise ValueError("path and sock: expected one of them, got both")
+    return Place(
+        hosts=_check_hosts(host),
+        port=check_size("port", port, 0, 65535),
+        path=None if path is None else check_path(path),
+        sock=None if sock is None else check_socket(sock),
+        backlog=check_size("backlog", backlog, 1, 65535),
+    )
 
 
 class Server:
@@ -131,15 +144,7 @@ class Server:
         self._handler = handler
         if self._kind is HandlerKind.ASYNC_MESSAGE:
             self._handler = one_by_one(handler)
-        if path is not None and sock is not None:
-            raise ValueError("path and sock: expected one of them, got both")
-        self._place = Place(
-            hosts=_check_hosts(host),
-            port=check_size("port", port, 0, 65535),
-            path=None if path is None else check_path(path),
-            sock=None if sock is None else check_socket(sock),
-            backlog=check_size("backlog", backlog, 1, 65535),
-        )
+        self._place = _check_place(host, port, path, sock, backlog)
         self._framing = Raw() if framing is None else check_framing(framing)
         self._ssl = check_ssl("ssl", ssl)
         self._handshake_timeout = check_seconds("handshake_timeout", handshake_timeout)
@@ -152,9 +157,7 @@ class Server:
             message_timeout=check_seconds("message_timeout", message_timeout),
             linger=check_seconds("linger", linger, none=False),
             write_limit=self._write_limit,
-            max_connections=0
-            if max_connections is None
-            else check_size("max_connections", max_connections, 1, 1 << 31),
+            max_connections=check_count("max_connections", max_connections),
             tls=ssl is not None,
         )
         self._supervision = check_supervision(

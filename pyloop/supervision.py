@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pyloop.options import check_seconds, check_size
+from pyloop.options import check_count, check_seconds
 
 __all__ = ["WORKERS_MAX", "Supervision", "check_supervision", "common_supervision"]
 
@@ -36,11 +36,9 @@ def check_supervision(
     return Supervision(
         workers=_check_workers(workers),
         worker_timeout=check_seconds("worker_timeout", worker_timeout),
-        max_rss=0 if max_rss is None else check_size("max_rss", max_rss, 1, most),
+        max_rss=check_count("max_rss", max_rss, most),
         max_lifetime=check_seconds("max_lifetime", max_lifetime),
-        max_messages=0
-        if max_messages is None
-        else check_size("max_messages", max_messages, 1, most),
+        max_messages=check_count("max_messages", max_messages, most),
     )
 
 

@@ -21,6 +21,7 @@ PYTHON_LEVELS = """
     __init__ __main__
     run serve
     supervisor metrics
+    process watchdog
     launch worker
     serving
     server client
@@ -31,7 +32,7 @@ PYTHON_LEVELS = """
     dispatch transports tls handlers
     blocking connection stats
     inbox protocol
-    supervision
+    supervision slots
     memory lowlevel options framing listening
     page
     core
@@ -52,6 +53,7 @@ C_ARROWS: dict[str, set[str]] = {
     "table": set(),
     "wake": {"sock"},
     "memory": {"sock"},
+    "reuseport": set(),
     "poller": set(),
     "poller_select": {"poller", "sock"},
     "poller_poll": {"poller", "sock"},
@@ -68,7 +70,7 @@ C_ARROWS: dict[str, set[str]] = {
 # Among themselves, a file of the loop level calls those right of it. loop_guard goes with loop.h.
 CALLS_UP = {"loop_guard"}
 # Files that make system calls, and so read errno.
-SYSTEM_CALLS = {"sock", "fdset", "wake", "memory", "semaphore", "ring", "uring"}
+SYSTEM_CALLS = {"reuseport", "sock", "fdset", "wake", "memory", "semaphore", "ring", "uring"}
 
 PY_FILES = sorted((ROOT / "pyloop").glob("*.py"))
 C_FILES = sorted([*CSRC.rglob("*.c"), *CSRC.rglob("*.h")])

@@ -1,0 +1,61 @@
+"""How a supervisor starts a worker: here by fork. serve.py has the way of fresh interpreters."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from typing import Protocol
+
+from pyloop.forking import fork_child
+from pyloop.server import Server
+from pyloop.slots import Slots
+from pyloop.worker import Post, work
+
+__all__ = ["ForkLauncher", "Launcher"]
+
+
+class Launcher(Protocol):
+    """What a supervisor asks to start workers."""
+
+    def launch(self, post: Post) -> int:
+        """Start a process that takes the post. Returns its pid. Raises OSError."""
+        ...
+
+    def started(self, worker_id: int) -> None:
+        """Hear that a worker is ready."""
+
+    def ended(self, worker_id: int) -> None:
+        """Hear that a worker which was ready has ended."""
+
+
+class ForkLauncher:
+    """Workers that are forks of the supervisor, with the servers as they are."""
+
+    def __init__(
+        self,
+        servers: tuple[Server, ...],
+        slots: Sequence[Slots],
+        backend: str,
+        debug: bool | None,
+    ) -> None:
+        self._servers, self._slots = servers, slots
+        self._backend, self._debug = backend, debug
+
+    def launch(self, post: Post) -> int:
+        def main() -> int:
+            gc.freeze()  # what is inherited stays on pages that all workers share
+            for slots in self._slots:
+                slots.keep_only(post.worker_id - 1)
+            return work(self._servers, post, self._backend, self._debug)
+
+        return fork_child(main)
+
+    def started(self, worker_id: int) -> None:
+        for server in self._servers:
+            if server._on_worker_start is not None:
+                server._on_worker_start(server, worker_id)
+
+    def ended(self, worker_id: int) -> None:
+        for server in self._servers:
+            if server._on_worker_stop is not None:
+                server._on_worker_stop(server, worker_id)

@@ -1,0 +1,115 @@
+"""The listening sockets of the worker slots: the supervisor makes them and keeps them open.
+
+A worker inherits those of its slot, and so does its successor: no listener closes when a worker
+dies or is replaced, so no connection that waits in one is reset. On TCP each slot has sockets of
+its own in a SO_REUSEPORT group. A Unix socket, and one that was handed in, all slots share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from typing import Any
+
+from pyloop.address import resolve_now
+from pyloop.core import check, lib
+from pyloop.listening import Listening, Place, Sharing
+
+__all__ = ["Slots"]
+
+_HANDSHAKE_SECONDS = 1.0
+_LOOK_SECONDS = 0.05
+
+
+class Slots:
+    """What one server listens on, slot by slot."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self.shared = bool(place.sock or place.path) or not hasattr(socket, "SO_REUSEPORT")
+        self._infos: list[Any] = []
+        self._slots: list[Listening] = []
+
+    def open(self, count: int) -> None:
+        """Listen, for `count` slots.
+
+        Raises:
+            OSError: the address cannot be listened on; nothing stays open.
+        """
+        place = self._place
+        for host in () if place.sock or place.path else place.hosts:
+            self._infos += resolve_now(host, place.port, "cannot listen on", socket.AI_PASSIVE)
+        try:
+            for _ in range(count):
+                self.add()
+        except BaseException:
+            self.close()
+            raise
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    @property
+    def first(self) -> Listening:
+        """The sockets of the first slot."""
+        return self._slots[0]
+
+    def add(self) -> None:
+        """Listen for one slot more. Raises OSError."""
+        if self._slots and self.shared:
+            self._slots.append(self._slots[0])
+            return
+        listening = Listening()
+        if self._slots:
+            port = self._slots[0].port
+            assert port is not None
+            listening.open_tcp(self._infos, port, self._place.backlog, Sharing.JOIN)
+        else:
+            sharing = Sharing.NO if self.shared else Sharing.FOUND
+            listening.open(self._place, self._infos, sharing)
+        self._slots.append(listening)
+
+    def sockets(self, slot: int) -> tuple[socket.socket, ...]:
+        """The listening sockets of a slot."""
+        return self._slots[slot].sockets
+
+    async def run_dry(self, patience: float) -> None:
+        """Steer new connections away from the last slot, and wait until its queue is empty.
+
+        Handshakes that have begun there may end there: they have a second. Then its worker has
+        `patience` seconds to take what waits.
+        """
+        if self.shared:
+            return
+        for sock in self.sockets(-1):
+            check(lib.pl_reuseport_steer(sock.fileno(), len(self) - 1))
+        await asyncio.sleep(_HANDSHAKE_SECONDS)
+        end = time.monotonic() + patience
+        while time.monotonic() < end and any(
+            lib.pl_listener_queued(sock.fileno()) > 0 for sock in self.sockets(-1)
+        ):
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def remove(self) -> None:
+        """Close the last slot's sockets, whose queue has run dry."""
+        last = self._slots.pop()
+        if self.shared:
+            return
+        last.close()
+        for sock in self.first.sockets:
+            lib.pl_reuseport_steer(sock.fileno(), 0)  # an empty group has nothing to detach
+
+    def close(self) -> None:
+        """Close all of them."""
+        for listening in self._slots:
+            listening.close()
+        self._slots.clear()
+
+    def keep_only(self, slot: int) -> tuple[socket.socket, ...]:
+        """In a forked worker: close the others' sockets, and return the slot's own."""
+        own = self._slots[slot]
+        for listening in self._slots:
+            if listening is not own:
+                listening.close()
+        return own.sockets

@@ -1,0 +1,153 @@
+"""What a supervisor looks at: loops that do not turn, and workers over a limit.
+
+A loop stores `running_since` in its cell when it leaves the wait, and clears it when it enters. So
+an idle loop, which makes no system call at all, is told from one that hangs. The clock of the
+verdict are the supervisor's own looks: it must have seen the same `running_since` several times. A
+machine that was suspended, or processes that were stopped and continued together, are then no hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import time
+from dataclasses import dataclass
+
+from pyloop.page import Page
+from pyloop.supervision import Supervision
+from pyloop.worker import STACK_SIGNAL
+
+__all__ = ["Limits", "Watchdog"]
+
+LOOKS = 4
+"""How often a loop must be seen in one and the same turn, over worker_timeout seconds."""
+_STACK_SECONDS = 1.0
+_STACK_LOOK_SECONDS = 0.02
+_STACK_BYTES = 64 * 1024
+_SPREAD = 0.1
+
+
+def _jittered(limit: float) -> float:
+    """So that workers which started together do not all end together."""
+    return limit * random.uniform(1 - _SPREAD, 1 + _SPREAD)
+
+
+@dataclass
+class Limits:
+    """When one worker is to be replaced; 0 is never."""
+
+    max_rss: float
+    max_lifetime: float
+    max_messages: float
+    born: float
+    messages: int
+    """What its cell had counted when it was born."""
+
+
+class Watchdog:
+    """Looks at workers through their cells, and asks one that hangs for its stack."""
+
+    def __init__(self, page: Page, settings: Supervision) -> None:
+        self._page, self._settings = page, settings
+        self._seen: dict[int, tuple[int, int]] = {}  # pid: running_since, and in how many looks
+        self.stack_fd = os.memfd_create("pyloop-stack") if hasattr(os, "memfd_create") else -1
+
+    def close(self) -> None:
+        """Give up the stack file."""
+        if self.stack_fd >= 0:
+            os.close(self.stack_fd)
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two looks."""
+        timeout = self._settings.worker_timeout
+        return min(1.0, timeout / LOOKS) if timeout else 1.0
+
+    # ---- loops that do not turn ----
+
+    def hangs(self, pid: int, cell_number: int) -> bool:
+        """Take one look at a worker: has it been in one turn of its loop for worker_timeout?"""
+        timeout = self._settings.worker_timeout
+        since = self._page.cell(cell_number).loop.running_since
+        if not since or not timeout:
+            self._seen.pop(pid, None)
+            return False
+        before, looks = self._seen.get(pid, (0, 0))
+        looks = looks + 1 if before == since else 1
+        self._seen[pid] = since, looks
+        enough = max(LOOKS, int(timeout / self.interval))
+        return looks > enough and time.monotonic_ns() - since > timeout * 1e9
+
+    def forget(self, pid: int) -> None:
+        """Its process has ended."""
+        self._seen.pop(pid, None)
+
+    async def stack_of(self, pid: int) -> str:
+        """Return the Python stacks of a process that hangs, as faulthandler writes them."""
+        os.ftruncate(self.stack_fd, 0)
+        os.lseek(self.stack_fd, 0, os.SEEK_SET)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, STACK_SIGNAL)
+        size = 0
+        for _ in range(int(_STACK_SECONDS / _STACK_LOOK_SECONDS)):
+            await asyncio.sleep(_STACK_LOOK_SECONDS)
+            before, size = size, os.fstat(self.stack_fd).st_size
+            if size and size == before:
+                break
+        stack = os.pread(self.stack_fd, _STACK_BYTES, 0).decode("utf-8", "replace")
+        return (
+            _without_supervisor(stack)
+            or "(it did not write its stack: it is stopped, or in a system call)"
+        )
+
+    # ---- limits ----
+
+    def limits(self, cell_number: int) -> Limits:
+        """Return the limits of a worker that is about to start in a cell, each with its jitter."""
+        settings = self._settings
+        return Limits(
+            max_rss=_jittered(settings.max_rss),
+            max_lifetime=_jittered(settings.max_lifetime),
+            max_messages=_jittered(settings.max_messages),
+            born=time.monotonic(),
+            messages=self._messages(cell_number),
+        )
+
+    def _messages(self, cell_number: int) -> int:
+        page = self._page
+        servers = range(page.header.servers)
+        return sum(page.counters(cell_number, server).messages_in for server in servers)
+
+    def over(self, limits: Limits, pid: int, cell_number: int) -> str:
+        """Say which limit a worker is over; "" for none."""
+        if limits.max_lifetime and time.monotonic() - limits.born > limits.max_lifetime:
+            return f"it has served for {time.monotonic() - limits.born:.0f} s (max_lifetime)"
+        if limits.max_messages:
+            messages = self._messages(cell_number) - limits.messages
+            if messages > limits.max_messages:
+                return f"it has received {messages} messages (max_messages)"
+        if limits.max_rss and (rss := resident_bytes(pid)) > limits.max_rss:
+            return f"it holds {rss} bytes (max_rss)"
+        return ""
+
+
+def _without_supervisor(stack: str) -> str:
+    """Leave out the frames that a forked worker has inherited: those below fork_child."""
+    threads = [thread.splitlines() for thread in stack.split("\n\n")]
+    for lines in threads:
+        for number, line in enumerate(lines):
+            if line.endswith(" in _run_child"):
+                del lines[number:]
+                break
+    return "\n\n".join("\n".join(lines) for lines in threads).rstrip()
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory of a process, 0 if it cannot be told. Source: proc(5), statm."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -1,0 +1,118 @@
+"""A worker: one process that serves its slot's sockets, and does what its supervisor says.
+
+    supervisor  --"retire"-->  worker        over a socketpair, a line each; its end means: leave
+                <--{"ready": true}--
+                <--{"failed": traceback}--
+
+SIGTERM means: stop. SIGINT, which a terminal sends to everybody, means nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import socket
+import traceback
+from dataclasses import dataclass
+
+from pyloop.core import lib
+from pyloop.listening import Listening
+from pyloop.loop import new_event_loop
+from pyloop.page import Page
+from pyloop.protocol import log
+from pyloop.server import Server
+from pyloop.serving import Signals, Stage, count_in
+
+__all__ = ["FAILED", "READY", "RETIRE", "STACK_SIGNAL", "Post", "work"]
+
+STACK_SIGNAL = signal.SIGRTMIN + 4 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
+"""Has a worker write the stacks of its threads, whatever it is doing."""
+
+RETIRE = b"retire"
+READY, FAILED = "ready", "failed"
+_TRACEBACK_BYTES = 32 * 1024
+
+
+@dataclass(frozen=True)
+class Post:
+    """What a worker is given: its number, and everything it shares with its supervisor."""
+
+    worker_id: int
+    page: Page
+    cell: int
+    orders: socket.socket
+    """The worker's end."""
+    stack_fd: int
+    sockets: tuple[tuple[socket.socket, ...], ...]
+    """Of its slot, for each server."""
+    shared: tuple[bool, ...]
+    """Do all slots have the same ones? For each server."""
+
+
+def work(servers: tuple[Server, ...], post: Post, backend: str, debug: bool | None) -> int:
+    """Serve until told to leave. Returns the exit status."""
+    faulthandler.register(STACK_SIGNAL, file=post.stack_fd, all_threads=True)
+    with asyncio.Runner(debug=debug, loop_factory=lambda: new_event_loop(backend)) as runner:
+        return runner.run(_work(servers, post))
+
+
+async def _work(servers: tuple[Server, ...], post: Post) -> int:
+    for number, server in enumerate(servers):
+        server._listening = Listening(post.sockets[number])
+        server._group.shared = post.shared[number]
+        server._worker_id = post.worker_id
+    count_in(servers, post.page, post.cell)
+    cell = post.page.cell(post.cell)
+    cell.pid = os.getpid()
+    stage = Stage(servers)
+    boss = _Boss(post.orders, stage)
+
+    def ready() -> None:
+        cell.state = lib.PL_CELL_READY
+        boss.say({READY: True})
+
+    def leaving() -> None:
+        cell.state = lib.PL_CELL_LEAVING
+
+    with Signals(stage.stop, signal.SIGTERM):
+        try:
+            await stage.run(ready, leaving)
+        except Exception:
+            boss.say({FAILED: traceback.format_exc()[-_TRACEBACK_BYTES:]})
+            return 1
+    return 0
+
+
+class _Boss:
+    """The supervisor, as its worker hears it."""
+
+    def __init__(self, sock: socket.socket, stage: Stage) -> None:
+        self._sock = sock
+        self._stage = stage
+        self._heard = b""
+        sock.setblocking(False)
+        asyncio.get_running_loop().add_reader(sock, self._listen)
+
+    def say(self, report: dict[str, object]) -> None:
+        """Report; a supervisor that is gone, or stuck, is no reason to wait."""
+        with contextlib.suppress(OSError):
+            self._sock.send(json.dumps(report).encode() + b"\n")
+
+    def _listen(self) -> None:
+        try:
+            data = self._sock.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        *orders, self._heard = (self._heard + data).split(b"\n")
+        if RETIRE in orders:
+            self._stage.retire()
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._sock)
+            log.warning("the supervisor of worker process %d is gone: stopping", os.getpid())
+            self._stage.stop()
