@@ -14,6 +14,7 @@ import contextlib
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from pyloop.core import lib
@@ -40,6 +41,7 @@ GRACE_SECONDS = 5.0
 """Beyond drain_timeout, before a worker that does not leave is killed."""
 _CELLS_PER_SLOT = 2
 _SLOTS_SPARE = 64
+_TOLD = 32
 
 
 def cells_for(workers: int) -> int:
@@ -69,7 +71,7 @@ class Supervisor:
         self._processes: dict[int, WorkerProcess] = {}
         self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._reload_waits = False
-        self._told: set[str] = set()  # tracebacks that were logged
+        self._told: deque[str] = deque(maxlen=_TOLD)  # tracebacks that were logged
         self._stopping = asyncio.Event()
         self._gone = asyncio.Event()  # the last process has ended
         self._hopeless = False
@@ -153,7 +155,7 @@ class Supervisor:
     def _heard_failure(self, process: WorkerProcess, text: str) -> None:
         """Log a traceback, once."""
         if text not in self._told:
-            self._told.add(text)
+            self._told.append(text)
             log.error("worker %d (pid %d) failed:\n%s", process.slot.worker_id, process.pid, text)
 
     def _call_hook(self, hook: Callable[[int], None], worker_id: int) -> None:
