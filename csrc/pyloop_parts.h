@@ -108,6 +108,10 @@ int pl_fdset_select(struct pl_fdset *read, struct pl_fdset *write, struct pl_fds
 int pl_set_nonblocking(int fd, int on);
 int pl_is_nonblocking(int fd); /* 1, 0 or -errno */
 
+/* Have the kernel send this process signal `number` when the thread that forked it ends; 0: no more. Says nothing
+ * of a parent that has gone already. 0; -EINVAL; -ENOSYS elsewhere than on Linux. Source: prctl(2). */
+int pl_orphan_signal(int number);
+
 /* ---- listening sockets that share a port ------------------------------------- */
 
 /* Steer new connections to the `first` sockets of the SO_REUSEPORT group of listening socket `fd`, in the order of

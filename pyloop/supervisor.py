@@ -27,7 +27,7 @@ from pyloop.serving import Signals, label_of, make_page
 from pyloop.slots import Slots
 from pyloop.supervision import WORKERS_MAX, Supervision
 from pyloop.watchdog import Watchdog
-from pyloop.worker import Post
+from pyloop.worker import GRACE_SECONDS, Post
 
 __all__ = ["Supervisor", "cells_for", "supervise"]
 
@@ -37,8 +37,6 @@ SETTLED_SECONDS = 1.0
 """A worker that was ready for so long is restarted at once."""
 GIVE_UP_AFTER = 5
 """Deaths before readiness in a row, in every slot, after which there is no hope."""
-GRACE_SECONDS = 5.0
-"""Beyond drain_timeout, before a worker that does not leave is killed."""
 _CELLS_PER_SLOT = 2
 _SLOTS_SPARE = 64
 _TOLD = 32

@@ -4,7 +4,8 @@
                 <--{"ready": true}--
                 <--{"failed": traceback}--
 
-SIGTERM means: stop. SIGINT, which a terminal sends to everybody, means nothing.
+SIGTERM means: stop. SIGINT, which a terminal sends to everybody, means nothing. A worker that
+hangs when its supervisor dies reads no pipe: the kernel tells it so, and an alarm ends it in time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import asyncio
 import contextlib
 import faulthandler
 import json
+import math
 import os
 import signal
 import socket
@@ -27,10 +29,14 @@ from pyloop.protocol import log
 from pyloop.server import Server
 from pyloop.serving import Signals, Stage, count_in
 
-__all__ = ["FAILED", "READY", "RETIRE", "STACK_SIGNAL", "Post", "work"]
+__all__ = ["FAILED", "GRACE_SECONDS", "READY", "RETIRE", "STACK_SIGNAL", "Post", "work"]
 
 STACK_SIGNAL = signal.SIGRTMIN + 4 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
 """Has a worker write the stacks of its threads, whatever it is doing."""
+
+ORPHAN_SIGNAL = STACK_SIGNAL + 1 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR1
+GRACE_SECONDS = 5.0
+"""Beyond drain_timeout, before a worker that does not leave is killed."""
 
 RETIRE = b"retire"
 READY, FAILED = "ready", "failed"
@@ -56,8 +62,19 @@ class Post:
 def work(servers: tuple[Server, ...], post: Post, backend: str, debug: bool | None) -> int:
     """Serve until told to leave. Returns the exit status."""
     faulthandler.register(STACK_SIGNAL, file=post.stack_fd, all_threads=True)
+    _mind_orphanhood(max(server._drain_timeout for server in servers) + GRACE_SECONDS)
     with asyncio.Runner(debug=debug, loop_factory=lambda: new_event_loop(backend)) as runner:
         return runner.run(_work(servers, post))
+
+
+def _mind_orphanhood(patience: float) -> None:
+    """End this process `patience` seconds after the supervisor's death, should it still be there.
+
+    Python runs the handler in a busy loop too, and SIGALRM needs nobody to handle it.
+    """
+    seconds = math.ceil(patience)
+    signal.signal(ORPHAN_SIGNAL, lambda number, frame: signal.alarm(seconds))
+    lib.pl_orphan_signal(ORPHAN_SIGNAL)
 
 
 async def _work(servers: tuple[Server, ...], post: Post) -> int:
