@@ -19,14 +19,26 @@
 
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8u
+#endif
+
+/* Where vm.memfd_noexec is 2 there is none without MFD_NOEXEC_SEAL, which Linux has from 6.3 on. */
 static int make_object(const char *name)
 {
-    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+    int fd = memfd_create(name, flags | MFD_NOEXEC_SEAL);
+    if (fd < 0 && errno == EINVAL)
+        fd = memfd_create(name, flags);
     return fd < 0 ? -errno : fd;
 }
 
+/* More than there can be is refused here: the kernel would go on allocating until it kills somebody. */
 static int allocate(int fd, size_t len)
 {
+    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    if (pages > 0 && len / (size_t)page >= (size_t)pages)
+        return -ENOMEM;
     int rc;
     do
         rc = posix_fallocate(fd, 0, (off_t)len); /* returns the error, leaves errno alone */
