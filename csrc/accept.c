@@ -36,10 +36,14 @@ void lose_fd(struct pl_loop *loop, int fd)
         listener_drop(loop, entry.index);
 }
 
-/* The fd is the caller's; until pl_group_release it counts here. */
-static void hand_over(struct group *g)
+/* The fd is the caller's; until pl_group_release it counts here, and keeps the group's number taken. */
+static void hand_over(struct group *g, int fd)
 {
+    if (g->options.flags & PL_NODELAY)
+        sock_set_nodelay(fd);
     g->conns++;
+    g->handed++;
+    g->records++;
     g->counters->accepted++;
     g->counters->open++;
 }
@@ -56,7 +60,7 @@ static void welcome(struct pl_loop *loop, struct group *g, const struct peer *pe
         return;
     }
     if (handed)
-        hand_over(g);
+        hand_over(g, peer->fd);
     struct pl_event *e = batch_push(&loop->batch, handed ? PL_EV_ACCEPTED : PL_EV_OPEN, id);
     uint8_t *addr = arena_tail(&loop->batch);
     memcpy(addr, &peer->addr, peer->addr_len);
@@ -76,19 +80,15 @@ void accept_some(struct pl_loop *loop, uint32_t number)
             group_pause(loop, g, true);
             return;
         }
-        if (g->page && !g->yielded && group_is_above_share(g)) {
-            g->yielded = 1; /* once: the others may be stuck */
-            accepting_pause(loop, ACCEPT_YIELD_NS);
+        if (g->page && group_yields(loop, g))
             return;
-        }
-        g->yielded = 0;
         switch (listener_accept(l, &peer)) {
         case ACCEPTED: welcome(loop, g, &peer); break;
         case ACCEPT_NONE: return;
         case ACCEPT_AGAIN: break;
         case ACCEPT_SHORT:
             g->counters->accept_pauses++;
-            accepting_pause(loop, ACCEPT_PAUSE_NS);
+            accepting_pause(loop);
             return;
         case ACCEPT_BROKEN:
             batch_push(&loop->batch, PL_EV_BADFD, (uint64_t)l->fd);

@@ -32,19 +32,27 @@ enum conn_flag {
     CONN_IN_PENDING = 1 << 17  /* member of the loop's pending list */
 };
 
+enum yield {
+    YIELD_NO,
+    YIELDING,  /* above its share: its listeners are paused */
+    YIELD_DONE /* they were: it takes the next, because the others may be stuck */
+};
+
 struct group { /* what the conns of a server share */
     struct pl_options options;
     struct pl_counters *counters; /* the caller's, or own */
     struct pl_counters own;
-    uint32_t conns;     /* conns with an open fd */
-    uint32_t records;   /* conns that point here */
+    uint32_t conns;     /* conns with an open fd, and fds handed over */
+    uint32_t records;   /* conns that point here, and fds handed over */
+    uint32_t handed;    /* fds handed over and not released */
     uint32_t number;
     uint8_t closed;     /* given up by pl_group_free: freed with the last record */
     uint8_t full;       /* at max_connections: its listeners are paused */
-    uint8_t yielded;    /* it was above its share, and has let the others go first */
-    const struct pl_page *page; /* those who share its listeners, or NULL */
-    uint32_t page_server;       /* its number there */
+    uint8_t yield;      /* enum yield */
     uint32_t refused_tick; /* the tick of its last PL_EV_REFUSED */
+    const struct pl_page *page; /* of those who share its listeners, or NULL */
+    uint32_t page_server;       /* its number there */
+    uint32_t page_cells, page_stride; /* as checked once: who can write to the page can change its own */
 };
 
 /* What counts a PL_EV_FAULT. */

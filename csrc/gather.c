@@ -355,6 +355,8 @@ void expire(struct pl_loop *loop)
     struct conn *c;
     if (loop->accept_at && loop->accept_at <= loop->now)
         accepting_resume(loop);
+    if (loop->yield_at && loop->yield_at <= loop->now)
+        yields_end(loop);
     while (batch_has_room(&loop->batch) && (c = deadline_pop(&loop->deadlines, loop->now))) {
         if (c->flags & CONN_LINGERING)
             conn_kill(loop, c, 0);

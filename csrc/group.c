@@ -1,7 +1,8 @@
 /* group.c -- groups (what the conns of a server share) and their listeners, and when accepting rests.
  *
- * Two reasons to rest, which do not know each other: a group is at max_connections (`full`, until one
- * of its conns closes), or the process is short of fds or memory (`accept_at`, all listeners). */
+ * Three reasons to rest, which do not know each other: a group is at max_connections (`full`, until one of its
+ * conns closes), or above its share of what several processes accept (`yield`, a moment), or the process is
+ * short of fds or memory (`accept_at`, all listeners). */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -89,40 +90,18 @@ int pl_group_free(struct pl_loop *loop, int group)
 int pl_group_release(struct pl_loop *loop, int group)
 {
     int rc = loop_guard(loop);
-    struct group *g = rc == 0 ? group_get(loop, group) : NULL;
-    if (rc < 0 || !g || !g->conns || !(g->options.flags & PL_HAND_OVER))
-        return rc < 0 ? rc : -EINVAL;
+    if (rc < 0)
+        return rc;
+    struct group *g = NULL; /* closed ones as well */
+    if (group >= 0 && (uint32_t)group < loop->groups_cap)
+        g = loop->groups[group];
+    if (!g || !g->handed)
+        return -EINVAL;
     loop->now = sock_now();
+    g->handed--;
     group_release(loop, g);
+    group_forget(loop, g);
     return 0;
-}
-
-/* ---- sharing ---- */
-
-int pl_group_share(struct pl_loop *loop, int group, const struct pl_page *page, uint32_t server)
-{
-    int rc = loop_guard(loop);
-    struct group *g = rc == 0 ? group_get(loop, group) : NULL;
-    if (rc < 0 || !g || server >= page->servers)
-        return rc < 0 ? rc : -EINVAL;
-    g->page = page;
-    g->page_server = server;
-    return 0;
-}
-
-bool group_is_above_share(const struct group *g)
-{
-    const uint8_t *at = (const uint8_t *)(g->page + 1);
-    uint64_t open = 0, ready = 0;
-    for (uint32_t i = 0; i < g->page->used; i++, at += g->page->stride) {
-        const struct pl_cell *cell = (const void *)at;
-        const struct pl_counters *counters = (const void *)(cell + 1);
-        if (cell->state != PL_CELL_READY)
-            continue;
-        open += counters[g->page_server].open;
-        ready++;
-    }
-    return g->conns * 8 * ready > (open + 2 * ready) * 9; /* a few more are no matter */
 }
 
 /* ---- listeners ---- */
@@ -130,7 +109,7 @@ bool group_is_above_share(const struct group *g)
 static uint32_t listener_interest(const struct pl_loop *loop, const struct listener *l)
 {
     const struct group *g = loop->groups[l->group];
-    if (loop->accept_at || g->full)
+    if (loop->accept_at || g->full || g->yield == YIELDING)
         return 0;
     return g->page ? PL_READ | POLLER_EXCLUSIVE : PL_READ;
 }
@@ -217,9 +196,9 @@ void group_pause(struct pl_loop *loop, struct group *g, bool full)
     update_listeners(loop);
 }
 
-void accepting_pause(struct pl_loop *loop, int64_t ns)
+void accepting_pause(struct pl_loop *loop)
 {
-    loop->accept_at = loop->now + ns;
+    loop->accept_at = loop->now + ACCEPT_PAUSE_NS;
     update_listeners(loop);
 }
 
@@ -243,4 +222,81 @@ void group_forget(struct pl_loop *loop, struct group *g)
 {
     g->records--;
     free_if_unused(loop, g);
+}
+
+/* ---- sharing ---- */
+
+static bool has_listener(const struct pl_loop *loop, const struct group *g)
+{
+    for (uint32_t i = 0; i < loop->listeners_cap; i++)
+        if (loop->listeners[i].fd >= 0 && loop->listeners[i].group == g->number)
+            return true;
+    return false;
+}
+
+static bool page_fits(const struct pl_page *head, size_t len)
+{
+    uint64_t least = sizeof(struct pl_cell) + (uint64_t)head->servers * sizeof(struct pl_counters);
+    return head->version == PL_PAGE_VERSION && head->stride >= least && head->stride % 8 == 0 &&
+           sizeof *head + (uint64_t)head->cells * head->stride <= len;
+}
+
+int pl_group_share(struct pl_loop *loop, int group, const struct pl_page *page, size_t len,
+                   uint32_t server)
+{
+    int rc = loop_guard(loop);
+    if (rc < 0)
+        return rc;
+    struct group *g = group_get(loop, group);
+    if (!g || len < sizeof *page)
+        return -EINVAL;
+    if (has_listener(loop, g))
+        return -EBUSY;
+    const struct pl_page head = *(const volatile struct pl_page *)page; /* read once */
+    if (!page_fits(&head, len) || server >= head.servers)
+        return -EINVAL;
+    g->page = page;
+    g->page_server = server;
+    g->page_cells = head.cells;
+    g->page_stride = head.stride;
+    return 0;
+}
+
+/* Nonsense in the page makes this answer wrong, and no more: who yields in vain is late by a moment. */
+static bool is_above_share(const struct group *g)
+{
+    const uint8_t *cells = (const uint8_t *)(g->page + 1);
+    uint32_t used = *(const volatile uint32_t *)&g->page->used;
+    uint64_t open = 0, ready = 0;
+    for (uint32_t i = 0; i < used && i < g->page_cells; i++) {
+        const struct pl_cell *cell = (const void *)(cells + (size_t)i * g->page_stride);
+        const struct pl_counters *counters = (const void *)(cell + 1);
+        if (cell->state != PL_CELL_READY)
+            continue;
+        open += counters[g->page_server].open & UINT32_MAX;
+        ready++;
+    }
+    return (uint64_t)g->conns * 8 * ready > (open + 2 * ready) * 9; /* a few more are no matter */
+}
+
+bool group_yields(struct pl_loop *loop, struct group *g)
+{
+    bool done = g->yield == YIELD_DONE;
+    g->yield = YIELD_NO;
+    if (done || !is_above_share(g))
+        return false;
+    g->yield = YIELDING;
+    if (!loop->yield_at)
+        loop->yield_at = loop->now + ACCEPT_YIELD_NS;
+    update_listeners(loop);
+    return true;
+}
+
+void yields_end(struct pl_loop *loop)
+{
+    loop->yield_at = 0;
+    for (uint32_t i = 0; i < loop->groups_cap; i++)
+        if (loop->groups[i] && loop->groups[i]->yield == YIELDING)
+            loop->groups[i]->yield = YIELD_DONE;
+    update_listeners(loop);
 }

@@ -27,13 +27,14 @@ int loop_guard(const struct pl_loop *loop)
 
 /* ---- the tick ---- */
 
+static int64_t sooner(int64_t due, int64_t at) { return at && at < due ? at : due; }
+
 static int64_t wait_limit(const struct pl_loop *loop, int64_t timeout_ns)
 {
     if (loop->pending.head)
         return 0;
     int64_t due = deadline_first(&loop->deadlines);
-    if (loop->accept_at && loop->accept_at < due)
-        due = loop->accept_at;
+    due = sooner(sooner(due, loop->accept_at), loop->yield_at);
     if (due == INT64_MAX)
         return timeout_ns;
     int64_t left = due > loop->now ? due - loop->now : 0;
@@ -49,6 +50,20 @@ static int lag_bucket(int64_t busy_ns)
     return bucket;
 }
 
+static void count_busy(struct pl_loop *loop, int64_t until)
+{
+    int64_t busy = until - loop->busy_since;
+    loop->counters->busy_ns += (uint64_t)busy;
+    loop->counters->lag[lag_bucket(busy)]++;
+}
+
+/* Until the next wait, or nobody runs it any more: whoever watches knows a loop that hangs by this. */
+static void start_busy(struct pl_loop *loop, struct pl_loop_counters *counters)
+{
+    bool runs = atomic_load_explicit(&loop->runner, memory_order_relaxed);
+    counters->running_since = runs ? (uint64_t)loop->busy_since : 0;
+}
+
 static int wait_ready(struct pl_loop *loop, int64_t timeout_ns)
 {
     struct pl_loop_counters *counters = loop->counters;
@@ -57,11 +72,10 @@ static int wait_ready(struct pl_loop *loop, int64_t timeout_ns)
     counters->running_since = 0;
     int n = loop->poller.ops->wait(&loop->poller, wait_limit(loop, timeout_ns));
     loop->now = sock_now();
-    counters->running_since = (uint64_t)loop->now;
-    counters->busy_ns += (uint64_t)(before - loop->busy_since);
-    counters->lag[lag_bucket(before - loop->busy_since)]++;
+    count_busy(loop, before);
     counters->wait_ns += (uint64_t)(loop->now - before);
     loop->busy_since = loop->now;
+    start_busy(loop, counters);
     loop->ready_at = 0;
     loop->ready_count = n < 0 ? 0 : n;
     return n == -EINTR ? 0 : n; /* the caller's signal handlers run when it has returned */
@@ -163,7 +177,7 @@ static void count_in(struct pl_loop *loop, struct pl_loop_counters *counters)
     loop->counters = counters;
     counters->version = PL_COUNTERS_VERSION;
     counters->size = sizeof *counters;
-    counters->running_since = atomic_load(&loop->runner) ? (uint64_t)sock_now() : 0;
+    start_busy(loop, counters);
 }
 
 int pl_loop_count_in(struct pl_loop *loop, struct pl_loop_counters *counters)
@@ -235,17 +249,20 @@ int pl_loop_enter(struct pl_loop *loop)
         return PL_E_FORKED;
     if (!atomic_compare_exchange_strong(&loop->runner, &nobody, this_thread()))
         return -EBUSY;
-    loop->counters->running_since = (uint64_t)sock_now();
+    loop->busy_since = sock_now(); /* the time that nobody ran it was no turn */
+    start_busy(loop, loop->counters);
     return 0;
 }
 
 int pl_loop_leave(struct pl_loop *loop)
 {
     int rc = loop_guard(loop);
-    if (rc == 0 || rc == PL_E_FORKED)
-        atomic_store(&loop->runner, 0);
-    if (rc == 0)
+    if (rc == 0 && atomic_load(&loop->runner)) {
+        count_busy(loop, sock_now());
         loop->counters->running_since = 0;
+    }
+    if (rc == 0 || rc == PL_E_FORKED)
+        atomic_store(&loop->runner, 0); /* last: from here on another thread may free it */
     return rc;
 }
 

@@ -26,7 +26,7 @@
 #define CONN_BUDGET_EVENTS 1024u        /* messages of one conn in one tick, at most */
 #define ACCEPT_BUDGET 64                /* conns accepted by one listener in one tick, at most */
 #define ACCEPT_PAUSE_NS 100000000       /* accepting rests this long when fds or memory are short */
-#define ACCEPT_YIELD_NS 1000000         /* and this long in a process that is above its share */
+#define ACCEPT_YIELD_NS 1000000         /* and a group this long that is above its share */
 #define AUTO_MAX_WATCHED 64u            /* more than this, and auto leaves select */
 
 enum owner {
@@ -77,6 +77,7 @@ struct pl_loop {
     struct conn *buried;      /* told PL_EV_LOST: freed with the next tick */
     struct deadlines deadlines;
     int64_t accept_at;        /* when accepting goes on; 0: it is not resting */
+    int64_t yield_at;         /* when the groups that yield go on; 0: none does */
     uint32_t tick;
     int64_t now, busy_since;
 
@@ -99,8 +100,9 @@ struct group *group_get(const struct pl_loop *loop, int64_t number); /* NULL: no
 void group_release(struct pl_loop *loop, struct group *g);           /* one open fd fewer */
 void group_forget(struct pl_loop *loop, struct group *g);            /* one record fewer; may free it */
 void group_pause(struct pl_loop *loop, struct group *g, bool full);  /* its listeners, at max_connections */
-void accepting_pause(struct pl_loop *loop, int64_t ns);              /* all listeners */
-bool group_is_above_share(const struct group *g); /* of what the processes on its listeners have accepted */
+bool group_yields(struct pl_loop *loop, struct group *g); /* let the other processes on its listeners go first? */
+void yields_end(struct pl_loop *loop);
+void accepting_pause(struct pl_loop *loop);                          /* all listeners, for ACCEPT_PAUSE_NS */
 void accepting_resume(struct pl_loop *loop);
 void listener_drop(struct pl_loop *loop, uint32_t number);
 

@@ -21,7 +21,8 @@ struct ready {
 
 #define POLLER_BADFD 0x80u
 
-/* Beside PL_READ in an interest: other processes wait for this fd too, wake one of us. Only epoll can. */
+/* Beside PL_READ in an interest: other processes wait for this fd too, wake one of us. Only epoll can, and cannot
+ * change it: from and to such an interest `set` goes by way of 0. */
 #define POLLER_EXCLUSIVE 4u
 
 struct poller;

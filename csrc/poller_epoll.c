@@ -130,15 +130,16 @@ static int control(struct epoll_impl *e, int op, int fd, uint32_t interest)
 /* An fd closed behind our back and its number reused is not what `old` says: do the other. */
 static int add_or_change(struct epoll_impl *e, int fd, uint32_t old, uint32_t new_)
 {
-    if ((old | new_) & POLLER_EXCLUSIVE) { /* there is no MOD of these */
-        (void)control(e, EPOLL_CTL_DEL, fd, 0);
-        return control(e, EPOLL_CTL_ADD, fd, new_);
-    }
+    int rc;
     if (!old) {
-        int rc = control(e, EPOLL_CTL_ADD, fd, new_);
+        rc = control(e, EPOLL_CTL_ADD, fd, new_);
+        if (rc == -EEXIST && new_ & POLLER_EXCLUSIVE) { /* of which there is no MOD */
+            (void)control(e, EPOLL_CTL_DEL, fd, 0);
+            return control(e, EPOLL_CTL_ADD, fd, new_);
+        }
         return rc == -EEXIST ? control(e, EPOLL_CTL_MOD, fd, new_) : rc;
     }
-    int rc = control(e, EPOLL_CTL_MOD, fd, new_);
+    rc = control(e, EPOLL_CTL_MOD, fd, new_);
     return rc == -ENOENT ? control(e, EPOLL_CTL_ADD, fd, new_) : rc;
 }
 

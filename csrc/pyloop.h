@@ -128,7 +128,7 @@ int pl_loop_pid(const struct pl_loop *loop);       /* the process that made it *
 const struct pl_loop_counters *pl_loop_counters(const struct pl_loop *loop);
 
 /* Count into `counters`, which may lie in shared memory, from what stands there on; NULL: into the loop's own
- * again. Borrowed until then or pl_loop_free. 0, PL_E_THREAD, PL_E_FORKED. */
+ * again. Borrowed until the next such call has returned, or pl_loop_free. 0, PL_E_THREAD, PL_E_FORKED. */
 int pl_loop_count_in(struct pl_loop *loop, struct pl_loop_counters *counters);
 
 /* Watch any fd: interest is PL_READ | PL_WRITE, 0 stops watching. The fd stays the
@@ -167,14 +167,17 @@ int pl_group_new(struct pl_loop *loop, const struct pl_options *options,
 /* Close its listeners and give up the group. Its conns live on, counted nowhere. */
 int pl_group_free(struct pl_loop *loop, int group);
 
-/* A handed-over fd of the group has been closed. 0, -EINVAL. */
+/* A handed-over fd of the group has been closed; also after pl_group_free, which keeps the number taken until
+ * then. 0; -EINVAL: none is out; PL_E_THREAD, PL_E_FORKED. */
 int pl_group_release(struct pl_loop *loop, int group);
 
-/* Its listeners, those opened from now on, are shared with the processes that have cells in `page`
- * (borrowed until pl_group_free), where the group is number `server`: a connection wakes one of them, and who
- * holds more than 9/8 of the mean of the ready ones lets a millisecond pass before it takes another.
- * 0, -EINVAL. Source: epoll_ctl(2), EPOLLEXCLUSIVE. */
-int pl_group_share(struct pl_loop *loop, int group, const struct pl_page *page, uint32_t server);
+/* Its listeners, all opened later, are shared with the processes that have cells in `page` (`len` bytes,
+ * borrowed until pl_group_free), where the group is number `server`: a connection wakes one of them, and who
+ * holds more than 9/8 of the mean of the ready ones (and two) lets a millisecond pass before it takes another.
+ * 0; -EBUSY: it has listeners; -EINVAL: no such server, or no page of this version that fits into `len`;
+ * PL_E_THREAD, PL_E_FORKED. Source: epoll_ctl(2), EPOLLEXCLUSIVE. */
+int pl_group_share(struct pl_loop *loop, int group, const struct pl_page *page, size_t len,
+                   uint32_t server);
 
 /* Accept on `fd`, a bound and listening socket that stays the caller's, made
  * non-blocking here. 0, -EINVAL, or as pl_watch. */

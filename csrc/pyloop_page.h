@@ -44,7 +44,8 @@ struct pl_loop_counters {
     uint64_t wait_ns;       /* time spent in the poller */
     uint64_t busy_ns;       /* time between two waits */
     uint64_t wakes;         /* waits ended by pl_loop_wake */
-    uint64_t running_since; /* CLOCK_MONOTONIC when the last wait ended; 0 while it waits, or nobody runs it */
+    uint64_t running_since; /* CLOCK_MONOTONIC when the last wait ended, or pl_loop_enter; 0 while it waits, or
+                               nobody runs it */
     uint64_t lag[PL_LAG_BUCKETS]; /* [i]: turns whose busy time was below 2^i microseconds and not below
                                      2^(i-1); the last one has all the longer ones too */
 };
@@ -53,12 +54,13 @@ struct pl_loop_counters {
 
 /* `len` bytes of zeroes named `name` (for /proc only) that this process and those that inherit the fd may map: a
  * memfd sealed against resizing, so no process can make another's access fail with SIGBUS; all of it is
- * allocated now. The fd (>= 3, CLOEXEC), mapped shared at *data; -ENOMEM, -ENOSPC, -EMFILE, -EINVAL.
+ * allocated now. The fd (>= 3, CLOEXEC), mapped shared at *data; -ENOMEM, -ENOSPC, -EFBIG, -EMFILE, -ENFILE,
+ * -EINVAL (no length, or a name of more than 249 bytes); nothing stays open then.
  * Elsewhere than on Linux an unlinked shm_open(3) object, unsealed. Source: memfd_create(2), fcntl(2). */
 int pl_memory_new(const char *name, size_t len, void **data);
 
 /* Map `len` bytes of such an fd, shared, for reading or for both. 0; -EINVAL: it is shorter than that, or
- * could be made so; -EACCES; -ENOMEM. Source: mmap(2). */
+ * could be made so; -EBADF; -EACCES (writable, of an fd that is not); -ENOMEM. Source: mmap(2). */
 int pl_memory_map(int fd, size_t len, int writable, void **data);
 void pl_memory_unmap(void *data, size_t len);
 
