@@ -107,7 +107,8 @@ class Dispatch:
         """Cut the connections off from a core that is about to be freed."""
         for kind, _, _, _ in self._events:
             if kind == lib.PL_EV_ACCEPTED:
-                os.close(self._raw[self._index()].id)
+                with contextlib.suppress(OSError):  # a child may have closed all there was
+                    os.close(self._raw[self._index()].id)
         self._view.release()
         for owner in tuple(self.owners.values()):
             owner.cut_off()
@@ -156,8 +157,9 @@ class Dispatch:
         owner = self.owners.get(event.value)
         if owner is not None:
             owner.handed_over(event.id, _MEMORY[start:end])
-        else:
+        else:  # its server stopped in this very batch
             os.close(event.id)
+            lib.pl_group_release(self.ptr, event.value)
 
     def _eof(self, slot: int, start: int, end: int) -> None:
         conn = self.connections[slot]

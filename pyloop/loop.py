@@ -196,7 +196,9 @@ class Loop(asyncio.SelectorEventLoop):
         self._closed = True  # for __del__, should the next line raise
         self._core = CoreSelector(backend)
         self._wake_lock = threading.RLock()  # a signal handler may come in between
+        self._counters: Any = ffi.new("struct pl_loop_counters *")
         try:
+            self._core.check(lib.pl_loop_count_in(self._core.ptr, self._counters))
             super().__init__(self._core)
         except BaseException:
             self._core.close()
@@ -210,18 +212,18 @@ class Loop(asyncio.SelectorEventLoop):
     @property
     def backend(self) -> str:
         """The kernel interface in use now: "select", "poll" or "epoll"."""
-        return _NAMES[lib.pl_loop_backend(self._open_core())]
+        with self._wake_lock:  # so that close() in another thread does not free what is used here
+            return _NAMES[lib.pl_loop_backend(self._open_core())]
 
     def stats(self) -> LoopStats:
         """Return what the loop has done so far."""
-        return loop_stats(self.backend, lib.pl_loop_counters(self._open_core()))
+        return loop_stats(self.backend, self._counters)
 
     def _count_in(self, page: Page, cell: int) -> None:
         """Count in a cell of a page from now on, until the loop is closed."""
-        self._page = page
-        self._core.check(
-            lib.pl_loop_count_in(self._open_core(), ffi.addressof(page.cell(cell), "loop"))
-        )
+        counters = ffi.addressof(page.cell(cell), "loop")
+        self._core.check(lib.pl_loop_count_in(self._open_core(), counters))
+        self._page, self._counters = page, counters  # and the former ones may go
 
     def _open_core(self) -> Any:
         self._check_closed()  # type: ignore[attr-defined]

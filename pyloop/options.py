@@ -131,8 +131,10 @@ class Group:
         """Enter the group into a loop's core."""
         self.number = check(lib.pl_group_new(ptr, self._options, self.counters), ptr)
         self._ptr = ptr
-        if self.shared and self.page is not None:
-            check(lib.pl_group_share(ptr, self.number, self.page.header, self.page_server), ptr)
+        page = self.page
+        if self.shared and page is not None:
+            share = lib.pl_group_share
+            check(share(ptr, self.number, page.header, page.size, self.page_server), ptr)
 
     def count_in(self, page: Page, cell: int, server: int) -> None:
         """Count in a cell of a page from now on, where it is server number `server`."""

@@ -33,11 +33,14 @@ def page_bytes(cells: int, servers: int) -> int:
 class Page:
     """Counters that processes share.
 
-    Stays mapped for as long as this object lives: whoever keeps one of its pointers keeps it too.
+    Stays mapped for as long as this object lives: whoever keeps one of its pointers must keep it too.
 
     Attributes:
-        fd: the memfd, which may be closed once nobody else is to map it; -1 then.
+        fd: the memfd, which may be closed once nobody else is to map it; -1 then, and when attached.
         header: struct pl_page *.
+        size: bytes that are mapped.
+        cells, servers: how many there are. Kept here, not read again: whoever may write to the page
+            could make this process look beyond its end.
     """
 
     def __init__(self, cells: int, servers: int, label: str = "") -> None:
@@ -45,10 +48,10 @@ class Page:
         where = ffi.new("void **")
         self.fd = check(lib.pl_memory_new(NAME.encode(), size, where))
         self._map(where[0], size)
+        self._shape(cells, servers)
         header = self.header
         header.version, header.size = lib.PL_PAGE_VERSION, size
-        header.cells, header.servers = cells, servers
-        header.stride = _CELL + servers * _COUNTERS
+        header.cells, header.servers, header.stride = cells, servers, self._stride
         header.used = 1
         header.pid = os.getpid()
         header.since_ns = time.monotonic_ns()
@@ -56,7 +59,10 @@ class Page:
 
     @classmethod
     def attach(cls, fd: int, *, writable: bool = False) -> Page:
-        """Map the page behind `fd`, of which the caller keeps the ownership.
+        """Map the page behind `fd`, which the caller owns and may close at once.
+
+        Args:
+            writable: may it be written to? Else an attempt ends the process: the kernel's SIGSEGV.
 
         Raises:
             ValueError: it is no page of this version of pyloop.
@@ -68,19 +74,27 @@ class Page:
             raise ValueError(f"fd {fd}: {size} bytes are too few for a page of counters")
         check(lib.pl_memory_map(fd, size, writable, where))
         page = cls.__new__(cls)
-        page.fd = fd
+        page.fd = -1
         page._map(where[0], size)
-        header = page.header
+        header = ffi.new("struct pl_page *", page.header[0])  # a copy that stays as it is checked
+        page._shape(header.cells, header.servers)
         expected = page_bytes(header.cells, header.servers)
-        if header.version != lib.PL_PAGE_VERSION or not header.size == expected <= size:
+        fits = header.size == expected <= size and header.stride == page._stride
+        if header.version != lib.PL_PAGE_VERSION or not fits:
             raise ValueError(
                 f"fd {fd}: no page of counters of version {lib.PL_PAGE_VERSION} "
                 f"(version {header.version}, {header.size} bytes)"
             )
         return page
 
+    def _shape(self, cells: int, servers: int) -> None:
+        self.cells, self.servers = cells, servers
+        self._stride = _CELL + servers * _COUNTERS
+
     def _map(self, data: Any, size: int) -> None:
-        self._data = ffi.gc(ffi.cast("uint8_t *", data), lambda p: lib.pl_memory_unmap(p, size))
+        unmap = lib.pl_memory_unmap  # kept: at the interpreter's end this module may be empty
+        self.size = size
+        self._data = ffi.gc(ffi.cast("uint8_t *", data), lambda p: unmap(p, size))
         self.header = ffi.cast("struct pl_page *", self._data)
 
     def close_fd(self) -> None:
@@ -90,9 +104,9 @@ class Page:
             self.fd = -1
 
     def set_label(self, label: str) -> None:
-        """Say what is served."""
+        """Say what is served; what does not fit is cut off between two characters."""
         room = lib.PL_PAGE_LABEL - 1
-        data = label.encode("utf-8", "replace")[:room]
+        data = label.encode("utf-8", "replace")[:room].decode("utf-8", "ignore").encode()
         ffi.buffer(self.header.label)[:] = data.ljust(room + 1, b"\0")
 
     @property
@@ -104,19 +118,19 @@ class Page:
 
     def cell(self, number: int) -> Any:
         """Return struct pl_cell * of a cell."""
-        if not 0 <= number < self.header.cells:
-            raise IndexError(f"cell {number}: the page has {self.header.cells}")
-        return ffi.cast("struct pl_cell *", self._data + _HEADER + number * self.header.stride)
+        if not 0 <= number < self.cells:
+            raise IndexError(f"cell {number}: the page has {self.cells}")
+        return ffi.cast("struct pl_cell *", self._data + _HEADER + number * self._stride)
 
     def counters(self, number: int, server: int) -> Any:
         """Return struct pl_counters * of a server in a cell."""
-        if not 0 <= server < self.header.servers:
-            raise IndexError(f"server {server}: the page has {self.header.servers}")
+        if not 0 <= server < self.servers:
+            raise IndexError(f"server {server}: the page has {self.servers}")
         return ffi.cast("struct pl_counters *", self.cell(number) + 1) + server
 
     def used(self) -> range:
         """Return the numbers of the cells that are, or ever were, in use."""
-        return range(min(self.header.used, self.header.cells))
+        return range(min(self.header.used, self.cells))
 
     def claim(self, number: int, worker: int) -> None:
         """Give a free cell to a process that is about to start."""
@@ -134,7 +148,7 @@ class Page:
         cell = self.cell(number)
         cell.state, cell.pid = lib.PL_CELL_FREE, 0
         cell.loop.running_since = 0
-        for server in range(self.header.servers):
+        for server in range(self.servers):
             self.counters(number, server).open = 0
 
     def note_exit(self, status: int) -> None:

@@ -68,7 +68,10 @@ class Owner:
         raise RuntimeError("this owner does not listen")
 
     def handed_over(self, fd: int, peer: bytes) -> None:
-        """Take over a socket that the core accepted for a group with PL_HAND_OVER."""
+        """Take over a socket that the core accepted for a group with PL_HAND_OVER.
+
+        The fd is closed by the owner, whatever happens here, and then told by pl_group_release.
+        """
         raise RuntimeError("this owner does not listen")
 
     def refused(self, code: int) -> None:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from pyloop.address import resolve
 from pyloop.connection import Connection
-from pyloop.core import lib
 from pyloop.framing import Framing, Raw, as_bytes
 from pyloop.handlers import HandlerKind, classify, one_by_one
 from pyloop.listening import Listening, Place, check_socket
@@ -202,8 +201,7 @@ class Server:
         if group.page is not None:
             return page_server_stats(group.page, group.page_server)
         service = self._service
-        loops = [] if service is None else [lib.pl_loop_counters(service._ptr)]
-        return server_stats(group.counters, loops)
+        return server_stats(group.counters, [] if service is None else [service.loop._counters])
 
     def _use_page(self, page: Page, number: int) -> None:
         """Count in a page, as its server `number`, beginning with what was counted so far."""

@@ -43,6 +43,8 @@ class Service(Owner):
         "tasks",
     )
 
+    loop: Loop
+
     def __init__(self, server: Server, loop: Loop) -> None:
         counters = server._group.counters
         super().__init__(loop, counters, server._framing, server._read_limit, server._write_limit)

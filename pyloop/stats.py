@@ -243,7 +243,7 @@ def page_stats(page: Page) -> PageStats:
         workers=_workers(page),
         servers=tuple(
             counters_sum(page.counters(number, server) for number in page.used())
-            for server in range(header.servers)
+            for server in range(page.servers)
         ),
         **loop_sum(page.cell(number).loop for number in page.used()),
     )
@@ -272,7 +272,7 @@ def _worker(page: Page, number: int) -> WorkerStats:
         age_seconds=_age(cell.since_ns),
         running_seconds=_age(cell.loop.running_since),
         servers=tuple(
-            counters_sum([page.counters(number, server)]) for server in range(page.header.servers)
+            counters_sum([page.counters(number, server)]) for server in range(page.servers)
         ),
         **loop_sum([cell.loop]),
     )
