@@ -33,10 +33,10 @@ def page_bytes(cells: int, servers: int) -> int:
 class Page:
     """Counters that processes share.
 
-    Stays mapped for as long as this object lives: whoever keeps one of its pointers must keep it too.
+    Stays mapped for as long as this object lives: whoever keeps one of its pointers must keep it.
 
     Attributes:
-        fd: the memfd, which may be closed once nobody else is to map it; -1 then, and when attached.
+        fd: the memfd, which may be closed once nobody else is to map it; -1 then, and if attached.
         header: struct pl_page *.
         size: bytes that are mapped.
         cells, servers: how many there are. Kept here, not read again: whoever may write to the page
