@@ -308,7 +308,34 @@ def test_stats_may_be_read_from_another_thread(run):
             await exchange(server, b"x")
             loop = asyncio.get_running_loop()
             stats = await loop.run_in_executor(None, server.stats)
-            assert stats == server.stats()
+            assert moved(stats, server.stats()) == {}
+            assert stats.ticks <= server.stats().ticks
             assert (await loop.run_in_executor(None, loop.stats)).ticks > 0
 
     run(main())
+
+
+def test_stats_are_read_while_the_loop_is_closed_in_another_thread(backend):
+    """What they read is Python's, and stays: the core's memory is gone with the loop."""
+    closed, errors = threading.Event(), []
+
+    def read(server, loop):
+        while not closed.is_set():
+            server.stats()
+            try:
+                loop.stats()
+            except RuntimeError as exc:
+                errors.append(str(exc))
+                return
+
+    for _ in range(20):
+        loop = pyloop.Loop(backend)
+        server = pyloop.Server(echo)
+        loop.run_until_complete(server.start())
+        reader = threading.Thread(target=read, args=(server, loop))
+        reader.start()
+        loop.close()
+        reader.join(60)
+        assert not reader.is_alive()
+        assert server.stats().ticks == 0
+    assert set(errors) == {"Event loop is closed"} and len(errors) == 20
