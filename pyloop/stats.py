@@ -29,7 +29,7 @@ __all__ = [
 class Counters:
     """What was done for one server, in one process or in all of them. Counts, and bytes.
 
-    Source: struct pl_counters in csrc/pyloop.h.
+    Source: struct pl_counters in csrc/pyloop_page.h.
     """
 
     accepted: int
@@ -59,7 +59,7 @@ class Counters:
 class ProcessStats:
     """What became of the processes of one run: its workers, or the children of model="fork".
 
-    Source: struct pl_page in csrc/pyloop.h.
+    Source: struct pl_page in csrc/pyloop_page.h.
     """
 
     started: int
@@ -81,7 +81,7 @@ class ProcessStats:
 class WorkerStats:
     """One process that serves, and what its cell of the page has counted, predecessors included.
 
-    Source: struct pl_cell and struct pl_loop_counters in csrc/pyloop.h.
+    Source: struct pl_cell and struct pl_loop_counters in csrc/pyloop_page.h.
     """
 
     worker_id: int
@@ -108,7 +108,7 @@ class ServerStats(Counters):
     """What one server has done since it was made, in all processes that serve it."""
 
     ticks: int
-    """Turns of their loops."""
+    """Turns of their loops; in one process 0 while it does not serve, like the two below."""
     busy_seconds: float
     """Time that their loops spent between two waits."""
     lag: tuple[int, ...]

@@ -203,6 +203,28 @@ static void test_epoll_wakes_one_and_is_never_asked_to_change_that(void)
     shared_end();
 }
 
+/* The kernel has it although the caller does not know: the flag must come to hold all the same. */
+static void test_exclusive_interest_replaces_one_that_was_forgotten(void)
+{
+    const struct poller_ops *ops = poller_find(PL_EPOLL);
+    struct poller poller;
+    if (!ops || backend != PL_EPOLL)
+        return;
+    CHECK((listener = tcp_listen(&addr)) >= 0 && poller_init(&poller, ops) == 0);
+    CHECK(ops->set(&poller, listener, 0, PL_READ | PL_WRITE) == 0);
+    adds_exclusive = mods_exclusive = 0;
+    CHECK(ops->set(&poller, listener, 0, PL_READ | POLLER_EXCLUSIVE) == 0);
+    CHECK(adds_exclusive == 2 && mods_exclusive == 0);
+    int client = tcp_connect(&addr);
+    CHECK(ops->wait(&poller, LONG_NS) == 1 && poller.ready[0].fd == listener);
+    CHECK(poller.ready[0].mask == PL_READ);
+    CHECK(ops->set(&poller, listener, PL_READ | POLLER_EXCLUSIVE, 0) == 0);
+    CHECK(ops->wait(&poller, 0) == 0);
+    poller_fini(&poller);
+    close(client);
+    close(listener);
+}
+
 /* ---- processes ---- */
 
 /* The other worker, until its cell says that it is to leave. */
@@ -258,4 +280,5 @@ CHECK_MAIN(RUN_ON_ALL(test_share_is_refused_for_a_page_that_does_not_fit);
            RUN_ON_ALL(test_listener_that_cannot_be_added_is_an_error_and_leaves_nothing);
            RUN_ON_ALL(test_auto_moves_to_epoll_with_shared_listeners);
            RUN_ON_ALL(test_epoll_wakes_one_and_is_never_asked_to_change_that);
+           RUN_ON_ALL(test_exclusive_interest_replaces_one_that_was_forgotten);
            RUN_ON_ALL(test_processes_on_one_listener_lose_no_connection);)
