@@ -52,7 +52,6 @@ class Page:
         header = self.header
         header.version, header.size = lib.PL_PAGE_VERSION, size
         header.cells, header.servers, header.stride = cells, servers, self._stride
-        header.used = 1
         header.pid = os.getpid()
         header.since_ns = time.monotonic_ns()
         self.set_label(label)

@@ -41,6 +41,7 @@ class Signals:
 def make_page(servers: tuple[Server, ...], cells: int) -> Page:
     """Return a page for the servers, which go on counting there."""
     page = Page(cells, len(servers))
+    page.header.used = 1  # the first cell has what was counted before
     for number, server in enumerate(servers):
         server._use_page(page, number)
     return page
