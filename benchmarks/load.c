@@ -17,12 +17,12 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
-#include <time.h>
 #include <unistd.h>
 
 #define EVENTS 512
 #define BUFFER (256 * 1024)
 #define STALL_NS 30000000000u /* no progress for so long ends the run */
+#define SETTLE_MS 10000       /* for the server's children to end after a churn */
 
 static volatile sig_atomic_t stopped;
 
@@ -32,38 +32,22 @@ static void on_signal(int number)
     stopped = 1;
 }
 
-static uint64_t clock_ns(clockid_t clock)
+/* What the server, in one process or several, has used so far. */
+static void read_server(const struct load *l, struct reading *r)
 {
-    struct timespec t = {0};
-    clock_gettime(clock, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-/* What the main thread of a process has waited for a CPU, or 0 where Linux does not tell. */
-static uint64_t run_delay(pid_t pid)
-{
-    char path[64];
-    unsigned long long ran, delay = 0;
-    snprintf(path, sizeof(path), "/proc/%d/schedstat", (int)pid);
-    FILE *f = fopen(path, "re");
-    if (f) {
-        delay = fscanf(f, "%llu %llu", &ran, &delay) == 2 ? delay : 0;
-        fclose(f);
+    r->cpu = r->delay = 0;
+    r->children = 0;
+    for (int i = 0; i < l->o.npids; i++) {
+        r->cpu += cpu_of(l->o.pids[i], l->o.children, &r->children);
+        r->delay += cpu_delay(l->o.pids[i]);
     }
-    return delay;
 }
 
 static void take_reading(struct load *l, struct reading *r)
 {
-    for (int i = 0; i < l->o.npids; i++) {
-        r->cpu[i] = clock_ns(l->clocks[i]);
-    }
-    r->own_cpu = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
-    r->own_delay = run_delay(getpid());
-    r->delay = 0;
-    for (int i = 0; i < l->o.npids; i++) {
-        r->delay += run_delay(l->o.pids[i]);
-    }
+    read_server(l, r);
+    r->own_cpu = cpu_own();
+    r->own_delay = cpu_delay(getpid());
     r->ns = now_ns();
     r->messages = l->messages;
     r->bytes = l->bytes;
@@ -303,11 +287,25 @@ static void run_hold(struct load *l)
     }
 }
 
+/* Wait until the children that served these conns have been reaped: they are part of the cost. */
+static void settle(struct load *l)
+{
+    for (int ms = 0; l->to.children > l->from.children; ms += 10) {
+        if (ms >= SETTLE_MS) {
+            count_error(l, "the server's children have not ended", 0);
+            return;
+        }
+        poll(NULL, 0, 10);
+        read_server(l, &l->to);
+    }
+}
+
 static void run_churn(struct load *l)
 {
     take_reading(l, &l->from);
     open_all(l, l->o.churn, l->o.connections);
     take_reading(l, &l->to);
+    settle(l);
 }
 
 static int prepare(struct load *l)
@@ -322,8 +320,9 @@ static int prepare(struct load *l)
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
     for (int i = 0; i < l->o.npids; i++) {
-        if (clock_getcpuclockid(l->o.pids[i], &l->clocks[i]) != 0) {
-            fprintf(stderr, "load: no process %d\n", (int)l->o.pids[i]);
+        if (!cpu_usable(l->o.pids[i], l->o.children)) {
+            fprintf(stderr, "load: no process %d%s\n", (int)l->o.pids[i],
+                    l->o.children ? ", or /proc does not list its children" : "");
             return -1;
         }
     }

@@ -3,6 +3,7 @@
  *   load.c      the run: open, warm up, measure, drain; hold; churn; the report
  *   load_args.c options, their bounds, and addresses (loopback only)
  *   load_conn.c one conn: send from the pattern, verify the echo against it
+ *   load_cpu.c  CPU clocks: the server's, its children's, the generator's own
  *   load_report.c latencies, and what is printed
  *
  * A "message" here is what travels on the wire, terminator or prefix included:
@@ -15,7 +16,6 @@
 #include <stdint.h>
 #include <sys/socket.h>
 #include <sys/types.h>
-#include <time.h>
 
 enum framing {
     FRAMING_RAW,
@@ -30,12 +30,14 @@ enum mode {
 };
 
 #define MAX_PIDS 64
+#define MAX_PORTS 8
 #define SETUP_WINDOW 64 /* conns at most between connect and first echo, below any backlog */
 
 struct options {
     enum mode mode;
     enum framing framing;
-    struct sockaddr_storage addr;
+    struct sockaddr_storage addrs[MAX_PORTS]; /* conns take them in turn */
+    int naddrs;
     socklen_t addr_len;
     const char *target;       /* as printed */
     unsigned connections;     /* 1..60000 */
@@ -51,6 +53,7 @@ struct options {
     int json;
     pid_t pids[MAX_PIDS];     /* servers whose CPU clock is read at both ends of the window */
     int npids;
+    int children;             /* the clocks of their children as well */
 };
 
 /* The bytes that every conn sends, over and over: `count` different messages. The
@@ -93,8 +96,9 @@ enum phase {
 };
 
 struct reading { /* everything that is compared between the ends of the window */
-    uint64_t ns, messages, bytes, own_cpu, cpu[MAX_PIDS];
+    uint64_t ns, messages, bytes, own_cpu, cpu;
     uint64_t own_delay, delay; /* ready to run, but another process had the CPU; ns */
+    unsigned children;         /* of the servers, alive or not yet reaped */
 };
 
 struct load {
@@ -108,7 +112,6 @@ struct load {
     enum phase phase;
     uint64_t started, opened, greeted, greeting, flying, errors, lost;
     uint64_t messages, bytes, progress_ns, now;
-    clockid_t clocks[MAX_PIDS];
     struct reading from, to;
 };
 
@@ -120,6 +123,19 @@ void options_parse(struct options *o, int argc, char **argv);
 
 /* 0, or -1 when memory is short. */
 int pattern_init(struct pattern *p, const struct options *o);
+
+/* Whether the process exists and, when asked, /proc lists its children. */
+int cpu_usable(pid_t pid, int with_children);
+
+/* CPU time of this process, ns. */
+uint64_t cpu_own(void);
+
+/* CPU time of a process, ns; on request of its children as well, living or reaped, and how
+ * many are not reaped is added to `children`. */
+uint64_t cpu_of(pid_t pid, int with_children, unsigned *children);
+
+/* What the main thread of a process has waited for a CPU, ns; 0 where Linux does not tell. */
+uint64_t cpu_delay(pid_t pid);
 
 void histogram_add(struct histogram *h, uint64_t ns);
 

@@ -16,6 +16,7 @@
 
 static const char usage[] =
     "usage: load (--port N [--host ADDR] | --path FILE) [options]\n"
+    "  --port N          (repeatable: the connections take the ports in turn)\n"
     "  --host ADDR       127.x.x.x, ::1 or localhost (default 127.0.0.1)\n"
     "  --connections N   (default 50; churn: that many at once)\n"
     "  --size BYTES      of a message on the wire, terminator or prefix included (64)\n"
@@ -32,6 +33,7 @@ static const char usage[] =
     "  --churn N         connect, echo one message, close: N times\n"
     "  --pid PID         server whose CPU time is read at both ends of the window\n"
     "                    (repeatable)\n"
+    "  --children        the CPU time of its children as well, living or reaped\n"
     "  --json            one JSON object on stdout instead of text\n"
     "Every byte that comes back is compared with what was sent. Exit status: 0 all\n"
     "echoes were right, 1 something failed, 2 bad arguments.\n";
@@ -71,8 +73,8 @@ static enum framing framing_named(const char *name)
 
 static void address_inet(struct options *o, const char *host, int port)
 {
-    struct sockaddr_in *v4 = (struct sockaddr_in *)&o->addr;
-    struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)&o->addr;
+    struct sockaddr_in *v4 = (struct sockaddr_in *)&o->addrs[o->naddrs];
+    struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)&o->addrs[o->naddrs++];
     o->target = host;
     if (strcmp(host, "localhost") == 0) {
         host = "127.0.0.1";
@@ -94,7 +96,7 @@ static void address_inet(struct options *o, const char *host, int port)
 
 static void address_unix(struct options *o, const char *path)
 {
-    struct sockaddr_un *sun = (struct sockaddr_un *)&o->addr;
+    struct sockaddr_un *sun = (struct sockaddr_un *)&o->addrs[o->naddrs++];
     size_t len = strlen(path);
     if (len == 0 || len >= sizeof(sun->sun_path)) {
         die("--path must be 1 to %zu bytes", sizeof(sun->sun_path) - 1);
@@ -108,16 +110,17 @@ static void address_unix(struct options *o, const char *path)
     o->target = path;
 }
 
-static void check(struct options *o, const char *host, int port, const char *path)
+static void check(struct options *o, const char *host, const int *ports, const char *path)
 {
     static const size_t least[] = {1, 2, 3, 5};
-    if ((port == 0) == (path == NULL)) {
+    if ((ports[0] == 0) == (path == NULL)) {
         die("give either --port or --path (--help lists the options)");
     }
     if (path) {
         address_unix(o, path);
-    } else {
-        address_inet(o, host, port);
+    }
+    for (int i = 0; i < MAX_PORTS && ports[i]; i++) {
+        address_inet(o, host, ports[i]);
     }
     if (o->size < least[o->framing] || (o->framing == FRAMING_PREFIX2 && o->size > 65537)) {
         die("--size %zu does not fit the framing", o->size);
@@ -147,6 +150,7 @@ enum {
     O_HOLD,
     O_CHURN,
     O_PID,
+    O_CHILDREN,
     O_JSON,
     O_HELP
 };
@@ -168,6 +172,7 @@ static const struct option longs[] = {
     {"hold", 0, 0, O_HOLD},
     {"churn", 1, 0, O_CHURN},
     {"pid", 1, 0, O_PID},
+    {"children", 0, 0, O_CHILDREN},
     {"json", 0, 0, O_JSON},
     {"help", 0, 0, O_HELP},
     {0, 0, 0, 0},
@@ -199,7 +204,7 @@ static void set_number(struct options *o, int option, const char *name, const ch
 void options_parse(struct options *o, int argc, char **argv)
 {
     const char *host = "127.0.0.1", *path = NULL;
-    int port = 0, option, index = 0;
+    int ports[MAX_PORTS] = {0}, nports = 0, option, index = 0;
     *o = (struct options){.connections = 50, .inflight = 1, .size = 64, .warmup = 0.3};
     while ((option = getopt_long(argc, argv, "", longs, &index)) != -1) {
         switch (option) {
@@ -207,15 +212,21 @@ void options_parse(struct options *o, int argc, char **argv)
         case O_HELP: fputs(usage, stdout); exit(0);
         case O_HOST: host = optarg; break;
         case O_PATH: path = optarg; break;
-        case O_PORT: port = (int)number("port", optarg, 1, 65535); break;
+        case O_PORT:
+            if (nports == MAX_PORTS) {
+                die("at most %d --port", MAX_PORTS);
+            }
+            ports[nports++] = (int)number("port", optarg, 1, 65535);
+            break;
         case O_FRAMING: o->framing = framing_named(optarg); break;
         case O_HOLD: o->mode = MODE_HOLD; break;
         case O_JSON: o->json = 1; break;
+        case O_CHILDREN: o->children = 1; break;
         default: set_number(o, option, longs[index].name, optarg);
         }
     }
     if (optind < argc) {
         die("unexpected argument '%s'", argv[optind]);
     }
-    check(o, host, port, path);
+    check(o, host, ports, path);
 }

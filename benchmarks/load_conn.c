@@ -89,20 +89,21 @@ int conn_open(struct conn *c, const struct options *o, const struct pattern *p, 
     int on = 1, error;
     struct timeval patience = {.tv_sec = 10};
     uint64_t *stamps = c->stamps;
+    const struct sockaddr_storage *to = &o->addrs[serial % (unsigned)o->naddrs];
     *c = (struct conn){.fd = -1, .stamps = stamps};
     c->out_at = c->in_at = serial % p->count * p->wire;
-    c->fd = socket(o->addr.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    c->fd = socket(to->ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (c->fd < 0) {
         return -errno;
     }
-    if (o->addr.ss_family != AF_UNIX) {
+    if (to->ss_family != AF_UNIX) {
         setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
     }
-    if (spread && o->addr.ss_family == AF_INET) {
+    if (spread && to->ss_family == AF_INET) {
         bind_source(c->fd, serial);
     }
     setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
-    if (connect(c->fd, (const struct sockaddr *)&o->addr, o->addr_len) < 0 ||
+    if (connect(c->fd, (const struct sockaddr *)to, o->addr_len) < 0 ||
         fcntl(c->fd, F_SETFL, O_NONBLOCK) < 0) {
         error = errno == EINPROGRESS || errno == EAGAIN ? ETIMEDOUT : errno;
         close(c->fd);

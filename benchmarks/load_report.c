@@ -54,11 +54,9 @@ void report(const struct load *l)
 {
     static const char *const modes[] = {"load", "hold", "churn"};
     const struct reading *a = &l->from, *b = &l->to;
-    double seconds = (double)(b->ns - a->ns) / 1e9, cpu = 0;
+    double seconds = (double)(b->ns - a->ns) / 1e9;
+    double cpu = (double)(b->cpu - a->cpu) / 1e3;
     double messages = (double)(b->messages - a->messages);
-    for (int i = 0; i < l->o.npids; i++) {
-        cpu += (double)(b->cpu[i] - a->cpu[i]) / 1e3;
-    }
     const char *text = l->o.json ? as_json : as_text;
     printf(text, modes[l->o.mode], l->o.target, l->o.connections, l->o.inflight, l->o.size, seconds,
            messages, seconds > 0 ? messages / seconds : 0, (double)(b->bytes - a->bytes), cpu,

@@ -16,7 +16,7 @@ ROOT = HERE.parent
 BUILD = ROOT / "build" / "bench"
 
 PROGRAMS = {
-    "load": ["load.c", "load_args.c", "load_conn.c", "load_report.c"],
+    "load": ["load.c", "load_args.c", "load_conn.c", "load_cpu.c", "load_report.c"],
     "floor_epoll": ["floor_epoll.c"],
     "floor_select": ["floor_select.c"],
 }
