@@ -6,6 +6,7 @@ an earlier sample left behind are part of the spread instead of a constant error
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO
 
@@ -29,9 +31,11 @@ class PeerFailed(Exception):
 
 
 class Child:
-    """A process of ours on one CPU: a context manager that leaves none behind."""
+    """A process of ours on CPUs of our choice: a context manager that leaves none behind."""
 
-    def __init__(self, command: list[str], cpu: int, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, command: list[str], cpus: Collection[int], env: dict[str, str] | None = None
+    ) -> None:
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             command,
@@ -39,7 +43,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            preexec_fn=lambda: os.sched_setaffinity(0, {cpu}),
+            preexec_fn=lambda: os.sched_setaffinity(0, cpus),
         )
 
     def __enter__(self) -> Child:
@@ -75,10 +79,14 @@ class Child:
         return text
 
 
-def start_server(peer: Peer, row: Row, packages: tools.Packages, cpu: int) -> tuple[Child, int]:
+def start_server(
+    peer: Peer, row: Row, packages: tools.Packages, cpus: Collection[int]
+) -> tuple[Child, int]:
     """Start `peer`'s server. The child and its port."""
     command = peer.command(packages.python, row.load_for(peer)["framing"])
-    child = Child(command, cpu, packages.env)
+    if row.compute_us:
+        command += ["--work", str(packages.steps_for(row.compute_us))]
+    child = Child(command, cpus, packages.env)
     try:
         word, port = child.line(START_SECONDS).split()
         if word != "listening":
@@ -89,32 +97,44 @@ def start_server(peer: Peer, row: Row, packages: tools.Packages, cpu: int) -> tu
         raise
 
 
-def load_command(row: Row, peer: Peer, port: int, times: dict[str, float]) -> list[str]:
+def load_command(
+    row: Row, peer: Peer, ports: Collection[int], times: dict[str, float]
+) -> list[str]:
     """The generator's command line for this row and peer."""
-    command = [str(tools.BUILD / "load"), "--json", "--port", str(port)]
+    command = [str(tools.BUILD / "load"), "--json"]
+    for port in ports:
+        command += ["--port", str(port)]
     for name, value in {**times, **row.load_for(peer)}.items():
         command += [f"--{name}", str(value)]
     return command
 
 
 def cpu_sample(
-    row: Row, peer: Peer, packages: tools.Packages, cpus: tuple[int, int], times: dict[str, float]
+    row: Row, peer: Peer, packages: tools.Packages, cpus: tools.Cpus, times: dict[str, float]
 ) -> dict[str, float]:
     """Measure CPU time per unit of work under load."""
-    server, port = start_server(peer, row, packages, cpus[0])
-    with server:
-        command = load_command(row, peer, port, times)
-        command += ["--pid", str(server.process.pid)]
-        with Child(command, cpus[1]) as generator:
-            out = generator.process.stdout.read()
-            if generator.process.wait() != 0:
-                raise PeerFailed(f"load generator: {generator.said()} | {server.said()}")
-        sample = json.loads(out)
+    theirs, ours = ({cpus.server}, {cpus.generator}) if row.pinned else (cpus.usable, cpus.usable)
+    servers: dict[int, Child] = {}
+    with contextlib.ExitStack() as stack:
+        for _ in range(peer.copies):
+            server, port = start_server(peer, row, packages, theirs)
+            servers[port] = stack.enter_context(server)
+        command = load_command(row, peer, servers, times)
+        for server in servers.values():
+            command += ["--pid", str(server.process.pid)]
+        command += ["--children"] * peer.several
+        generator = stack.enter_context(Child(command, ours))
+        out = generator.process.stdout.read()
+        if generator.process.wait() != 0:
+            said = [child.said() for child in (generator, *servers.values())]
+            raise PeerFailed(f"load generator: {' | '.join(said)}")
+    sample = json.loads(out)
     work = sample["bytes"] / 2**20 if row.unit == "us/MiB" else sample["messages"]
     sample["cost"] = sample["server_cpu_us"] / work
     sample["busy"] = sample["server_cpu_us"] / 1e6 / sample["seconds"]
-    waited = sample["server_delay_us"] + sample["client_delay_us"]
-    sample["disturbed"] = waited / 1e6 / sample["seconds"]
+    if row.pinned:  # else they wait for each other
+        waited = sample["client_delay_us"] + (0 if peer.several else sample["server_delay_us"])
+        sample["disturbed"] = waited / 1e6 / sample["seconds"]
     return sample
 
 
@@ -126,10 +146,9 @@ def rss_bytes(pid: int) -> int:
     raise PeerFailed("no Rss in smaps_rollup")
 
 
-def _hold(row: Row, peer: Peer, port: int, cpu: int, connections: int) -> Child:
-    command = load_command(row, peer, port, {})
-    command += ["--hold", "--connections", str(connections)]
-    child = Child(command, cpu)
+def hold(command: list[str], cpus: Collection[int], connections: int) -> Child:
+    """Start a generator, given its command line so far, that holds so many connections."""
+    child = Child([*command, "--hold", "--connections", str(connections)], cpus)
     try:
         told = child.line(60)
         if told != f"ready held={connections} errors=0":
@@ -141,18 +160,19 @@ def _hold(row: Row, peer: Peer, port: int, cpu: int, connections: int) -> Child:
 
 
 def rss_sample(
-    row: Row, peer: Peer, packages: tools.Packages, cpus: tuple[int, int], times: dict[str, float]
+    row: Row, peer: Peer, packages: tools.Packages, cpus: tools.Cpus, times: dict[str, float]
 ) -> dict[str, float]:
     """Measure resident memory per held connection, after a few that came and went."""
     held = row.hold
-    server, port = start_server(peer, row, packages, cpus[0])
+    server, port = start_server(peer, row, packages, {cpus.server})
+    command = load_command(row, peer, [port], {})
     with server:
         pid = server.process.pid
-        with _hold(row, peer, port, cpus[1], 20):
+        with hold(command, {cpus.generator}, 20):
             pass
         time.sleep(SETTLE_SECONDS)
         before = rss_bytes(pid)
-        with _hold(row, peer, port, cpus[1], held):
+        with hold(command, {cpus.generator}, held):
             time.sleep(SETTLE_SECONDS)
             after = rss_bytes(pid)
     return {"rss_before": before, "rss_after": after, "held": held, "cost": (after - before) / held}
@@ -164,12 +184,14 @@ class Sampler:
     The kernel tells how long server and generator were ready to run but waited for
     their CPU (/proc/PID/schedstat). Above DISTURBED of the window the sample is taken
     again, twice at most and for `patience` seconds in the whole run; the best is kept.
+    Of a server whose threads or processes wait for one another it tells nothing: then
+    only the generator counts.
     """
 
     def __init__(
         self,
         packages: tools.Packages,
-        cpus: tuple[int, int],
+        cpus: tools.Cpus,
         times: dict[str, float],
         patience: float,
     ) -> None:
@@ -183,7 +205,7 @@ class Sampler:
             return rss_sample(row, peer, *self.fixed)
         best = cpu_sample(row, peer, *self.fixed)
         for _ in range(2):
-            if best["disturbed"] <= DISTURBED or self.patience <= 0:
+            if best.get("disturbed", 0) <= DISTURBED or self.patience <= 0:
                 break
             start = time.monotonic()
             again = cpu_sample(row, peer, *self.fixed)

@@ -14,7 +14,8 @@ RESULTS = tools.HERE / "results"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 METHOD = {
-    "cost": "server CPU time (user + system, all threads) / work done in the window",
+    "cost": "server CPU time (user + system, all threads) / work done in the window; of servers "
+    "in several processes, the sum over all of them, those that were reaped included",
     "clock": "the server's process CPU clock (clock_getcpuclockid, ns): the same counter as "
     "/proc/PID/schedstat, summed over threads and brought up to date at the reading; read by "
     "the load generator at both ends of the window, together with its message counter",
@@ -39,8 +40,8 @@ def quiet(samples: Samples) -> Samples:
     return kept if len(kept) >= 3 else samples
 
 
-def _costs(samples: Samples) -> dict[int, float]:
-    return {r: s["cost"] for r, s in quiet(samples).items()}
+def _values(samples: Samples, key: str = "cost") -> dict[int, float]:
+    return {r: s[key] for r, s in quiet(samples).items() if key in s}
 
 
 def ratios(ours: dict[int, float], others: dict[int, float]) -> list[float]:
@@ -53,39 +54,41 @@ def ratios(ours: dict[int, float], others: dict[int, float]) -> list[float]:
 
 def summarise(samples: Samples, floor: dict[int, float]) -> dict[str, float]:
     """Reduce one peer's samples (by round) to what the tables show."""
-    costs = _costs(samples)
+    costs = _values(samples)
     out = {"median": statistics.median(costs.values()), "best": min(costs.values())}
     quotients = ratios(costs, floor)
     if quotients:
         out["ratio"] = statistics.median(quotients)
         out["ratio_low"], out["ratio_high"] = min(quotients), max(quotients)
     for key in ("messages_per_s", "p50_us", "p99_us", "busy"):
-        values = [s[key] for s in quiet(samples).values() if key in s]
-        if values:
-            out[key] = statistics.median(values)
+        if values := _values(samples, key):
+            out[key] = statistics.median(values.values())
     return out
 
 
-def judge(target: Target, row: Row, costs: dict[str, dict[int, float]]) -> dict[str, object]:
+def judge(target: Target, row: Row, samples: dict[str, Samples]) -> dict[str, object]:
     """Say in words what a target asks, what came out, and whether it is met."""
-    limit = target.at_most or target.ahead
-    if target.against:
+    limit = target.at_most or target.ahead or target.at_least
+    if target.at_least:
+        text = f"{target.peer} >= {limit:g}x the messages per second of {target.against}"
+    elif target.against:
         sign, word = ("<=", "x") if target.at_most else (">=", "x ahead of")
         text = f"{target.peer} {sign} {limit:g}{word} {target.against}"
     else:
         text = f"{target.peer} <= {limit:g} {row.unit}"
     verdict: dict[str, object] = {"text": text, "limit": limit, "value": None, "met": None}
-    ours = costs.get(target.peer)
-    others = costs.get(target.against or target.peer)
+    key = "messages_per_s" if target.at_least else "cost"
+    ours = _values(samples.get(target.peer, {}), key)
+    others = _values(samples.get(target.against or target.peer, {}), key)
     if not ours or not others:
         return verdict
     if target.against is None:
         value = statistics.median(ours.values())
-    elif target.at_most:
-        value = statistics.median(ratios(ours, others))
-    else:
+    elif target.ahead:
         value = statistics.median(ratios(others, ours))
-    met = value >= limit if target.ahead else value <= limit
+    else:
+        value = statistics.median(ratios(ours, others))
+    met = value <= limit if target.at_most else value >= limit
     return {**verdict, "value": value, "met": met}
 
 
@@ -102,8 +105,7 @@ def verdict_text(verdict: dict[str, object]) -> str:
 
 def row_result(row: Row, samples: dict[str, Samples], absent: dict[str, str]) -> dict[str, object]:
     """Return everything about a row that the JSON file keeps."""
-    costs = {name: _costs(by_round) for name, by_round in samples.items() if by_round}
-    floor = costs.get(row.floor or "", {})
+    floor = _values(samples.get(row.floor or "", {}))
     peers = []
     for peer in row.peers:
         entry: dict[str, object] = {"name": peer.name}
@@ -121,7 +123,7 @@ def row_result(row: Row, samples: dict[str, Samples], absent: dict[str, str]) ->
         "floor": row.floor,
         "load": row.load,
         "peers": peers,
-        "targets": [judge(target, row, costs) for target in row.targets],
+        "targets": [judge(target, row, samples) for target in row.targets],
     }
 
 
@@ -159,7 +161,7 @@ def row_markdown(result: dict[str, object]) -> str:
 def markdown(document: dict[str, object]) -> str:
     """Return the whole run as Markdown."""
     machine = document["machine"]
-    versions = [f"{k} {v}" for k, v in machine["packages"].items() if v and k != "pyloop.Loop"]
+    versions = [f"{k} {v}" for k, v in machine["packages"].items() if v and "." not in k]
     run = document["run"]
     head = (
         f"Server CPU time per message, as a ratio to a plain C echo server in the same run: "

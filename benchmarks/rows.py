@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import tools
 
 MIB = 1024 * 1024
 FLOOR = "C epoll"
+WAYS_AT = (10, 100, 1000)  # connections
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Peer:
     args: tuple[str, ...] = ()
     needs: str | None = None  # a package of tools.PROBES
     load: dict[str, object] = field(default_factory=dict)  # overrides the row's
+    several: bool = False  # it serves with several threads, or processes: its children
+    copies: int = 1  # servers that are started and share the connections
 
     def command(self, python: str, framing: str) -> list[str]:
         """The command line that starts this server."""
@@ -39,13 +42,15 @@ class Target:
     """A promise about the median of `peer`.
 
     With `against`, the ratio of costs measured in the same round: at most `at_most`
-    times the other's, or the other's at least `ahead` times ours. Without: the cost.
+    times the other's, or the other's at least `ahead` times ours; with `at_least`, the ratio
+    of messages per second. Without `against`: the cost.
     """
 
     peer: str
     against: str | None = None
     at_most: float | None = None
     ahead: float | None = None
+    at_least: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ class Row:
     unit: str = "us/message"  # or us/MiB, us/connection, B
     hold: int = 0  # connections of a row that measures memory
     max_rounds: int = 1000
+    compute_us: float = 0  # what a handler computes, see servers/work.py
+    pinned: bool = True  # server and generator each on a CPU of their own
 
     def load_for(self, peer: Peer) -> dict[str, object]:
         """The generator's options for `peer`."""
@@ -214,12 +221,83 @@ def churn_row() -> Row:
     )
 
 
+def way(name: str, *args: str, **load: object) -> Peer:
+    """Return one of pyloop's ways to serve with several threads or processes, as a peer."""
+    needs = "pyloop.model" if "--model" in args else "pyloop"
+    return Peer(name, "pyloop_echo.py", args, needs, load, several=True)
+
+
+def ways(**churn: int) -> tuple[Peer, ...]:
+    """Return the same echo served in all ways; `churn` has fewer connections for dear ones."""
+    blocking = "--handler", "blocking"
+    return (
+        C_EPOLL,
+        native("auto", name="loop"),
+        way("threads", "--model", "thread", *blocking, **churn),
+        way("forks", "--model", "fork", *blocking, **churn),
+        way("workers", "--workers", "2"),
+        way("workers, coroutines", "--workers", "2", "--handler", "coroutine"),
+    )
+
+
+def model_rows() -> Iterator[Row]:
+    """What a message and a connection cost in each way to serve, by the number of connections."""
+    load = {"framing": "lines", "size": 64, "inflight": 1}
+    for connections in WAYS_AT:
+        yield Row(
+            f"models-message-{connections}c",
+            f"Ways to serve: a 64-byte line, 1 in flight, {connections:,} connections",
+            {**load, "connections": connections},
+            ways(),
+        )
+    for connections in WAYS_AT:
+        yield Row(
+            f"models-connection-{connections}c",
+            f"Ways to serve: connect, echo a 64-byte line, close; {connections:,} at once",
+            {**load, "connections": connections, "churn": 20000, "seconds": 120},
+            ways(churn=4000),
+            unit="us/connection",
+        )
+
+
+def scaling_row() -> Row:
+    """Two workers beside one process, and beside two processes that know nothing of each other."""
+    alone = Peer("one process", "pyloop_echo.py", needs="pyloop")
+    return Row(
+        "scaling-50us",
+        "Scaling: a handler computes for 50 us, 64-byte lines, 1 in flight, 64 connections",
+        {"framing": "lines", "size": 64, "inflight": 1, "connections": 64},
+        (
+            alone,
+            way("2 workers", "--workers", "2"),
+            replace(alone, name="2 processes", copies=2),
+        ),
+        (
+            Target("2 workers", "one process", at_most=1.10),
+            Target("2 workers", "2 processes", at_least=0.85),
+        ),
+        floor="one process",
+        compute_us=50,
+        pinned=False,
+    )
+
+
+def shortened(row: Row) -> Row:
+    """Return `row` with a tenth of the connections that come and go: to try it out."""
+
+    def fewer(load: dict[str, object]) -> dict[str, object]:
+        return load | ({"churn": load["churn"] // 10} if "churn" in load else {})
+
+    peers = tuple(replace(peer, load=fewer(peer.load)) for peer in row.peers)
+    return replace(row, load=fewer(row.load), peers=peers)
+
+
 def target_rows() -> list[Row]:
-    """Return the rows that have a target: what `make bench` runs."""
+    """Return the rows of `make bench`: they have a target, and take under five minutes."""
     return [lines_row(), raw_row(), idle_row()]
 
 
 def all_rows() -> list[Row]:
     """Return every row: what `make bench-all` runs."""
     more = itertools.chain(pieces_rows(), size_rows(), handler_rows(), asyncio_rows())
-    return [*target_rows(), *more, churn_row()]
+    return [*target_rows(), *more, churn_row(), *model_rows(), scaling_row()]

@@ -66,7 +66,7 @@ class Run:
             if self.packages.lacks(peer.needs):
                 found[peer.name] = "not installed" if peer.needs == "uvloop" else "not built"
                 if peer.needs not in self.missing:
-                    self.progress.say(f"{peer.needs} cannot be imported: {hint(peer.needs)}")
+                    self.progress.say(f"{peer.needs} is missing: {hint(peer.needs)}")
                 self.missing.add(peer.needs)
         return found
 
@@ -116,8 +116,8 @@ class Run:
         """Measure every row, until the end or an interrupt."""
         tools.raise_fd_limit()
         mask = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {self.cpus[1]})
-        if self.cpus[0] == self.cpus[1]:
+        os.sched_setaffinity(0, {self.cpus.generator})
+        if self.cpus.server == self.cpus.generator:
             self.progress.say("only one CPU: server and generator share it, figures mean little")
         try:
             for number, row in enumerate(self.rows, 1):
@@ -145,6 +145,8 @@ def hint(package: str) -> str:
     """What to do about a package that is not there."""
     if package == "uvloop":
         return "pip install -r benchmarks/requirements.txt"
+    if package == "pyloop.model":
+        return "this pyloop's Server has no argument of that name"
     return "build it first (python build_ffi.py, or pip install .)"
 
 
@@ -158,10 +160,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--warmup", type=float, default=0.4, help="before each window (0.4)")
     text = "seconds spent on taking disturbed samples again, in all (60)"
     parser.add_argument("--patience", type=float, default=60, help=text)
+    text = "one round, short windows: to try rows out, not to measure"
+    parser.add_argument("--short", action="store_true", help=text)
     parser.add_argument("--python", default=sys.executable, help="interpreter of the servers")
     parser.add_argument("--write-readme", action="store_true", help="fill in README.md's table")
     parser.add_argument("--strict", action="store_true", help="exit 4 when a target is missed")
     args = parser.parse_args(argv)
+    if args.short:
+        args.rounds, args.seconds, args.warmup, args.patience = 1, 0.2, 0.1, 0
     if not 1 <= args.rounds <= 100 or not 0.05 <= args.seconds <= 60 or not 0 <= args.warmup <= 60:
         parser.error("--rounds 1..100, --seconds 0.05..60, --warmup 0..60")
     return args
@@ -177,7 +183,7 @@ def choose(args: argparse.Namespace) -> list[rows.Row]:
     if not chosen:
         keys = " ".join(row.key for row in pool)
         raise tools.CannotRun(f"no row matches {args.rows!r}; there are: {keys}")
-    return chosen
+    return [rows.shortened(row) for row in chosen] if args.short else chosen
 
 
 def interrupt(number: int, frame: object) -> None:

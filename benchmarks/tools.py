@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import platform
 import resource
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -46,10 +48,18 @@ def compile_tools() -> None:
             raise CannotRun(f"compiling {name} failed:\n{done.stderr}")
 
 
-def choose_cpus() -> tuple[int, int]:
-    """Return (server's CPU, generator's CPU): different ones where the mask allows."""
-    cpus = sorted(os.sched_getaffinity(0))
-    return cpus[0], cpus[-1]
+class Cpus(NamedTuple):
+    """Where server and generator run; `usable` is for rows in which both take what they get."""
+
+    server: int
+    generator: int
+    usable: frozenset[int]
+
+
+def choose_cpus() -> Cpus:
+    """Give server and generator different CPUs where the mask allows."""
+    usable = os.sched_getaffinity(0)
+    return Cpus(min(usable), max(usable), frozenset(usable))
 
 
 def raise_fd_limit() -> int:
@@ -71,6 +81,8 @@ PROBES = {
     "print(version('pyloop-io'))",
     "pyloop.Loop": "import pyloop._core; from importlib.metadata import version;"
     "print(version('pyloop-io'))",
+    "pyloop.model": "import inspect, pyloop;"
+    "print(inspect.signature(pyloop.Server).parameters['model'].default)",
     "uvloop": "import uvloop; print(uvloop.__version__)",
     "cffi": "import cffi; print(cffi.__version__)",
     "python": "import platform; print(platform.python_version())",
@@ -95,6 +107,12 @@ class Packages:
         """Whether a peer that needs `needs` cannot run."""
         return needs is not None and self.versions[needs] is None
 
+    @functools.cache  # noqa: B019 -- there is one of these, as long as the program runs
+    def steps_for(self, microseconds: float) -> int:
+        """Return how many steps of servers/work.py take so long on this machine."""
+        command = [self.python, "servers/work.py", str(microseconds)]
+        return int(subprocess.check_output(command, env=self.env, cwd=HERE))
+
 
 def _cpu_model() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -103,14 +121,14 @@ def _cpu_model() -> str:
     return platform.machine()
 
 
-def machine_facts(packages: Packages, cpus: tuple[int, int]) -> dict[str, object]:
+def machine_facts(packages: Packages, cpus: Cpus) -> dict[str, object]:
     """What a reader needs to know of the machine; no host name, no path."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "server_cpu": cpus[0],
-        "generator_cpu": cpus[1],
+        "server_cpu": cpus.server,
+        "generator_cpu": cpus.generator,
         "kernel": platform.release(),
         "system": platform.system(),
         "libc": " ".join(platform.libc_ver()),

@@ -1,13 +1,18 @@
 """Echo servers written with pyloop's native face.
 
     python pyloop_echo.py --backend epoll --framing lines --handler function
+    python pyloop_echo.py --model fork --handler blocking
+    python pyloop_echo.py --workers 2 --path FILE
 
-Prints "listening PORT" when ready and runs until SIGTERM.
+Prints "listening PORT", or the path, when all that serve are ready; runs until SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+
+from work import compute
 
 import pyloop
 
@@ -32,7 +37,22 @@ async def converse(conn):
         await conn.drain()
 
 
-HANDLERS = {"function": echo, "class": Echo, "coroutine": converse}
+def handle(conn):
+    for message in conn:
+        conn.send(message)
+
+
+HANDLERS = {"function": echo, "class": Echo, "coroutine": converse, "blocking": handle}
+
+
+def computing(steps):
+    """Return a function handler that computes before each echo."""
+
+    def echo_later(conn, message):
+        compute(steps)
+        conn.send(message)
+
+    return echo_later
 
 
 def make_framing(name, max_size):
@@ -43,8 +63,21 @@ def make_framing(name, max_size):
     return pyloop.Raw()
 
 
-def tell(server):
-    print("listening", server.port, flush=True)
+def tell(server, path):
+    print("listening", server.port or path, flush=True)
+
+
+def telling(workers, path):
+    """Return the hook that tells when the server, or the last of its workers, is ready."""
+    if workers == 1:
+        return {"on_start": lambda server: tell(server, path)}
+    ready = itertools.count(1)
+
+    def worker_started(server, worker_id):
+        if next(ready) == workers:
+            tell(server, path)
+
+    return {"on_worker_start": worker_started}
 
 
 def main():
@@ -55,14 +88,24 @@ def main():
     parser.add_argument("--framing", choices=framings, default="raw")
     parser.add_argument("--handler", choices=sorted(HANDLERS), default="function")
     parser.add_argument("--max-size", type=int, default=MAX_SIZE, metavar="BYTES")
+    parser.add_argument("--model", choices=["loop", "thread", "fork"], default="loop")
+    parser.add_argument("--workers", type=int, default=1, metavar="N")
+    parser.add_argument("--path", help="a Unix socket instead of a port")
+    text = "compute in the function handler, so many steps of work.py (0)"
+    parser.add_argument("--work", type=int, default=0, metavar="STEPS", help=text)
     args = parser.parse_args()
+    if args.work and args.handler != "function":
+        parser.error("--work is for the function handler")
+    model = {} if args.model == "loop" else {"model": args.model}
     server = pyloop.Server(
-        HANDLERS[args.handler],
-        port=0,
+        computing(args.work) if args.work else HANDLERS[args.handler],
+        path=args.path,
         framing=make_framing(args.framing, args.max_size),
         backlog=4096,
         write_limit=4 * MAX_SIZE,
-        on_start=tell,
+        workers=args.workers,
+        **telling(args.workers, args.path),
+        **model,
     )
     pyloop.run(server, backend=args.backend)
 
