@@ -48,6 +48,7 @@ static void take_reading(struct load *l, struct reading *r)
     read_server(l, r);
     r->own_cpu = cpu_own();
     r->own_delay = cpu_delay(getpid());
+    r->idle = cpu_idle(l->o.pids, l->o.npids, &r->cpus);
     r->ns = now_ns();
     r->messages = l->messages;
     r->bytes = l->bytes;

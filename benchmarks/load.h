@@ -99,6 +99,8 @@ struct reading { /* everything that is compared between the ends of the window *
     uint64_t ns, messages, bytes, own_cpu, cpu;
     uint64_t own_delay, delay; /* ready to run, but another process had the CPU; ns */
     unsigned children;         /* of the servers, alive or not yet reaped */
+    unsigned cpus;             /* where server and generator may run */
+    uint64_t idle;             /* of these CPUs, in all */
 };
 
 struct load {
@@ -133,6 +135,9 @@ uint64_t cpu_own(void);
 /* CPU time of a process, ns; on request of its children as well, living or reaped, and how
  * many are not reaped is added to `children`. */
 uint64_t cpu_of(pid_t pid, int with_children, unsigned *children);
+
+/* Idle time of the CPUs that this process or one of `pids` may use, ns in all; how many they are. */
+uint64_t cpu_idle(const pid_t *pids, int npids, unsigned *cpus);
 
 /* What the main thread of a process has waited for a CPU, ns; 0 where Linux does not tell. */
 uint64_t cpu_delay(pid_t pid);

@@ -4,10 +4,13 @@
  * clocks of the children that live, and the time of those that were reaped, whatever they
  * reaped themselves included: cutime and cstime of proc_pid_stat(5), exact sums that are
  * shown in ticks of 10 ms. Only children of the main thread are seen: servers fork there.
+ *
+ * Idle time of the CPUs, from proc_stat(5), tells by subtraction what everybody else used.
  */
 #include "load.h"
 
 #include <inttypes.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -33,21 +36,28 @@ static FILE *proc_file(pid_t pid, const char *name)
     return fopen(path, "re");
 }
 
+static uint64_t ticks_ns(uint64_t ticks)
+{
+    return ticks * (1000000000u / (uint64_t)sysconf(_SC_CLK_TCK));
+}
+
 static uint64_t reaped_ns(pid_t pid)
 {
     char text[1024] = "";
-    unsigned long long user = 0, system = 0;
+    uint64_t user = 0, system = 0;
     FILE *f = proc_file(pid, "stat");
     if (f) {
         size_t len = fread(text, 1, sizeof(text) - 1, f);
         const char *rest = len ? strrchr(text, ')') : NULL; /* the name before it may hold anything */
-        if (!rest || sscanf(rest, ") %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %llu %llu",
-                            &user, &system) != 2) {
+        if (!rest ||
+            sscanf(rest,
+                   ") %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %" SCNu64 " %" SCNu64,
+                   &user, &system) != 2) {
             user = system = 0;
         }
         fclose(f);
     }
-    return (user + system) * (1000000000u / (uint64_t)sysconf(_SC_CLK_TCK));
+    return ticks_ns(user + system);
 }
 
 static FILE *children_file(pid_t pid)
@@ -97,4 +107,31 @@ uint64_t cpu_delay(pid_t pid)
         fclose(f);
     }
     return delay;
+}
+
+uint64_t cpu_idle(const pid_t *pids, int npids, unsigned *cpus)
+{
+    char line[512];
+    unsigned cpu;
+    uint64_t idle, wait, sum = 0;
+    cpu_set_t all, one;
+    FILE *f = fopen("/proc/stat", "re");
+    sched_getaffinity(0, sizeof(all), &all);
+    for (int i = 0; i < npids; i++) {
+        if (sched_getaffinity(pids[i], sizeof(one), &one) == 0) {
+            CPU_OR(&all, &all, &one);
+        }
+    }
+    *cpus = 0;
+    while (f && fgets(line, sizeof(line), f)) {
+        if (sscanf(line, "cpu%u %*u %*u %*u %" SCNu64 " %" SCNu64, &cpu, &idle, &wait) == 3 &&
+            CPU_ISSET(cpu, &all)) {
+            sum += ticks_ns(idle + wait);
+            ++*cpus;
+        }
+    }
+    if (f) {
+        fclose(f);
+    }
+    return sum;
 }

@@ -132,9 +132,11 @@ def cpu_sample(
     work = sample["bytes"] / 2**20 if row.unit == "us/MiB" else sample["messages"]
     sample["cost"] = sample["server_cpu_us"] / work
     sample["busy"] = sample["server_cpu_us"] / 1e6 / sample["seconds"]
-    if row.pinned:  # else they wait for each other
-        waited = sample["client_delay_us"] + (0 if peer.several else sample["server_delay_us"])
+    if row.pinned and not peer.several:
+        waited = sample["server_delay_us"] + sample["client_delay_us"]
         sample["disturbed"] = waited / 1e6 / sample["seconds"]
+    else:  # they wait for each other as well
+        sample["disturbed"] = sample["others"]
     return sample
 
 
@@ -184,8 +186,8 @@ class Sampler:
     The kernel tells how long server and generator were ready to run but waited for
     their CPU (/proc/PID/schedstat). Above DISTURBED of the window the sample is taken
     again, twice at most and for `patience` seconds in the whole run; the best is kept.
-    Of a server whose threads or processes wait for one another it tells nothing: then
-    only the generator counts.
+    Of processes that wait for one another it tells nothing: then "disturbed" is what
+    others used of the CPUs of server and generator.
     """
 
     def __init__(
@@ -205,7 +207,7 @@ class Sampler:
             return rss_sample(row, peer, *self.fixed)
         best = cpu_sample(row, peer, *self.fixed)
         for _ in range(2):
-            if best.get("disturbed", 0) <= DISTURBED or self.patience <= 0:
+            if best["disturbed"] <= DISTURBED or self.patience <= 0:
                 break
             start = time.monotonic()
             again = cpu_sample(row, peer, *self.fixed)

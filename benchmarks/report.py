@@ -23,7 +23,9 @@ METHOD = {
     "order": "peers interleaved: every round runs each peer once, starting one further on",
     "disturbed": "share of the window in which server or generator were ready to run but other "
     "work had their CPU (/proc/PID/schedstat); above 0.03 the sample is taken "
-    "again, and it is left out of medians and ratios where three undisturbed ones remain",
+    "again, and it is left out of medians and ratios where three undisturbed ones remain; for "
+    "servers of several threads or processes: the share of the CPUs of server and generator that "
+    "others used (idle time of /proc/stat)",
     "process": "a fresh server process per sample",
     "rss": "Rss of /proc/PID/smaps_rollup with N connections held, less before them, / N; "
     "20 connections came and went first; the kernel's socket memory is not in it",
