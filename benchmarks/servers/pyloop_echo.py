@@ -17,6 +17,7 @@ from work import compute
 import pyloop
 
 MAX_SIZE = 64 * 1024 * 1024  # the largest message of the benchmarks fits
+MAX_CONNECTIONS = 4096  # threads or children: more than the benchmarks hold
 
 
 def echo(conn, message):
@@ -96,16 +97,18 @@ def main():
     args = parser.parse_args()
     if args.work and args.handler != "function":
         parser.error("--work is for the function handler")
-    model = {} if args.model == "loop" else {"model": args.model}
+    more = telling(args.workers, args.path)
+    if args.model != "loop":
+        more |= {"model": args.model, "max_connections": MAX_CONNECTIONS}
+    if args.workers != 1:
+        more |= {"workers": args.workers}
     server = pyloop.Server(
         computing(args.work) if args.work else HANDLERS[args.handler],
         path=args.path,
         framing=make_framing(args.framing, args.max_size),
         backlog=4096,
         write_limit=4 * MAX_SIZE,
-        workers=args.workers,
-        **telling(args.workers, args.path),
-        **model,
+        **more,
     )
     pyloop.run(server, backend=args.backend)
 
