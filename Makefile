@@ -14,14 +14,14 @@ PIP := $(PY) -m pip --disable-pip-version-check -qq
 CORE := $(wildcard csrc/*.c csrc/*.h csrc/fastpath/*.c csrc/fastpath/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check asan fuzz bench bench-all soak docs wheel format clean build
+.PHONY: help run test check asan fuzz bench bench-all bench-models soak docs wheel format clean build
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .PRECIOUS: build/asan/%.o build/strict/%.o
 .DELETE_ON_ERROR:
 
 help: ## say what each target does
 	@echo "pyloop: make TARGET, where TARGET is one of"
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  %-12s %s\n", $$1, $$2 }'
 
 run: $(VENV)/.built ## build and start the chat server on 127.0.0.1:8888 (Ctrl-C ends it)
 	@exec $(PY) examples/chat.py
@@ -152,6 +152,12 @@ bench: $(VENV)/.bench $(VENV)/.built ## the benchmark rows that have a target, i
 
 bench-all: $(VENV)/.bench $(VENV)/.built ## every row and peer; ROWS=REGEX chooses, ROUNDS=5
 	@$(PY) benchmarks/run.py --all $(if $(ROWS),--rows "$(ROWS)") --rounds $(ROUNDS) $(ARGS)
+
+bench-models: $(VENV)/.bench $(VENV)/.built ## loop, threads, forks and workers side by side; draws docs/models.svg
+	@status=0; \
+	$(PY) benchmarks/run.py --rows "^(models|scaling)-" --rounds $(ROUNDS) $(ARGS) || status=$$?; \
+	$(PY) benchmarks/spread.py || status=$$?; \
+	$(PY) benchmarks/plot.py || status=$$?; exit $$status
 
 docs: ## where the documentation is
 	@echo "Plain Markdown, nothing to build: start with README.md, then"; ls docs/*.md

@@ -182,12 +182,12 @@ def markdown(document: dict[str, object]) -> str:
     return "\n".join([head, "", *(row_markdown(row) for row in document["rows"])])
 
 
-def write(document: dict[str, object]) -> None:
-    """Write results/latest.json and results/latest.md."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "latest.json").write_text(json.dumps(document, indent=1) + "\n")
+def write(document: dict[str, object], directory: Path) -> None:
+    """Write latest.json and latest.md."""
+    directory.mkdir(exist_ok=True)
+    (directory / "latest.json").write_text(json.dumps(document, indent=1) + "\n")
     text = "# pyloop benchmarks\n\nHow to read this: docs/benchmarks.md\n\n" + markdown(document)
-    (RESULTS / "latest.md").write_text(text)
+    (directory / "latest.md").write_text(text)
 
 
 def fill_readme(document: dict[str, object], readme: Path) -> str | None:

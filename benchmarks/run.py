@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import time
+from pathlib import Path
 
 import measure
 import report
@@ -103,6 +104,7 @@ class Run:
             "machine": tools.machine_facts(self.packages, self.cpus),
             "run": {
                 "rounds": self.args.rounds,
+                "short": self.args.short,
                 "seconds": self.args.seconds,
                 "warmup": self.args.warmup,
                 "retaken": self.sampler.retaken,
@@ -163,6 +165,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     text = "one round, short windows: to try rows out, not to measure"
     parser.add_argument("--short", action="store_true", help=text)
     parser.add_argument("--python", default=sys.executable, help="interpreter of the servers")
+    text = "directory to write latest.json and latest.md into (benchmarks/results)"
+    parser.add_argument("--results", type=Path, default=report.RESULTS, metavar="DIR", help=text)
     parser.add_argument("--write-readme", action="store_true", help="fill in README.md's table")
     parser.add_argument("--strict", action="store_true", help="exit 4 when a target is missed")
     args = parser.parse_args(argv)
@@ -206,7 +210,7 @@ def main(argv: list[str]) -> int:
         return 2
     run.go()
     document = run.document()
-    report.write(document)
+    report.write(document, args.results)
     print(report.markdown(document))
     readme = tools.ROOT / "README.md"
     if args.write_readme and (complaint := report.fill_readme(document, readme)):

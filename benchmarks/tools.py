@@ -42,10 +42,12 @@ def compile_tools() -> None:
             continue
         if not compiler:
             raise CannotRun("no C compiler: install cc, gcc or clang, or set CC")
-        command = [*compiler.split(), *CFLAGS, "-o", str(target)]
+        fresh = BUILD / f"{name}.{os.getpid()}"  # others may run the old one, or compile too
+        command = [*compiler.split(), *CFLAGS, "-o", str(fresh)]
         done = subprocess.run([*command, *sources], cwd=HERE, capture_output=True, text=True)
         if done.returncode:
             raise CannotRun(f"compiling {name} failed:\n{done.stderr}")
+        fresh.replace(target)
 
 
 class Cpus(NamedTuple):

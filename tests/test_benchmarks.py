@@ -1,0 +1,223 @@
+"""The benchmarks: their tools count right, their rows run, and the plot shows its data."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults import TIMEOUT, Child, compile_load
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+import report  # noqa: E402
+import rows  # noqa: E402
+import spread  # noqa: E402
+
+ECHO = """if True:
+    from faults import echo, serve
+    serve(echo, "auto")
+"""
+# Parent accepts, a child computes, echoes and says what it used; the parent reaps it.
+FORKING = """if True:
+    import os, socket, sys, time
+    listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+    print(listener.getsockname()[1], flush=True)
+    while True:
+        conn, _ = listener.accept()
+        if pid := os.fork():
+            conn.close()
+            os.waitpid(pid, 0)
+            continue
+        while time.process_time() < 0.03:
+            pass
+        while data := conn.recv(4096):
+            conn.sendall(data)
+        os.write(1, b"%d\\n" % (time.process_time() * 1e6))
+        os._exit(0)
+"""
+TICK_US = 20_000  # /proc/PID/stat has user and system time in steps of 10 ms each
+CHURN = 12
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_load(tmp_path_factory.mktemp("load"))
+
+
+def generate(load: Path, *args: object) -> dict[str, Any]:
+    command = [str(load), "--json", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@contextmanager
+def forking_server() -> Iterator[tuple[subprocess.Popen[str], int]]:
+    command = [sys.executable, "-c", FORKING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process, int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+# ---- the load generator ----
+
+
+def test_children_that_came_and_went_are_counted(load: Path) -> None:
+    with forking_server() as (process, port):
+        churn = ("--port", port, "--churn", CHURN, "--connections", 4, "--pid", process.pid)
+        alone = generate(load, *churn)["server_cpu_us"]
+        assert process.stdout is not None
+        for _ in range(CHURN):
+            process.stdout.readline()
+        family = generate(load, *churn, "--children")["server_cpu_us"]
+        used = sum(int(process.stdout.readline()) for _ in range(CHURN))
+    assert used >= CHURN * 30_000
+    assert family >= used - TICK_US
+    assert alone < used / 2
+
+
+def test_connections_take_the_ports_in_turn(load: Path) -> None:
+    with Child(ECHO) as one, Child(ECHO) as other:
+        ports = [child.next()["port"] for child in (one, other)]
+        both = ("--framing", "lines", "--port", ports[0], "--port", ports[1])
+        generate(load, *both, "--churn", 11)
+        assert [child.ask("stats")["accepted"] for child in (one, other)] == [6, 5]
+
+
+def test_more_ports_than_fit_are_an_error(load: Path) -> None:
+    command = [str(load), *["--port", "1"] * 9]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    assert (done.returncode, done.stderr) == (2, "load: at most 8 --port\n")
+
+
+# ---- rows and targets ----
+
+
+def scaling_samples(of_workers: float, of_processes: float) -> dict[str, report.Samples]:
+    rates = {"one process": 10_000.0, "2 workers": of_workers, "2 processes": of_processes}
+    return {
+        name: {r: {"cost": 1e6 / rate, "messages_per_s": rate} for r in range(3)}
+        for name, rate in rates.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [
+        (8_500.0, "target 2 workers >= 0.85x the messages per second of 2 processes: 0.85, met"),
+        (
+            6_800.0,
+            "target 2 workers >= 0.85x the messages per second of 2 processes: 0.68, "
+            "missed by 20.0 %",
+        ),
+    ],
+)
+def test_target_on_throughput_is_judged_by_messages_per_second(rate: float, said: str) -> None:
+    row = rows.scaling_row()
+    verdict = report.judge(row.targets[1], row, scaling_samples(rate, 10_000.0))
+    assert report.verdict_text(verdict) == said
+
+
+def test_shortened_row_has_a_tenth_of_the_churn_for_every_peer() -> None:
+    row = next(row for row in rows.model_rows() if row.key == "models-connection-10c")
+    short = rows.shortened(row)
+    for peer, shorter in zip(row.peers, short.peers, strict=True):
+        assert short.load_for(shorter)["churn"] == row.load_for(peer)["churn"] // 10
+
+
+def test_every_way_is_measured_at_each_number_of_connections() -> None:
+    keys = {row.key for row in rows.all_rows()}
+    for what in ("message", "connection"):
+        assert {f"models-{what}-{n}c" for n in (10, 100, 1000)} <= keys
+    assert "scaling-50us" in keys
+
+
+def run(script: str, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / script), *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+
+
+def test_short_run_measures_every_peer_that_is_built(tmp_path: Path, load: Path) -> None:
+    wanted = "^(models-connection-10c|scaling-50us)$"
+    done = run("run.py", "--short", "--rows", wanted, "--results", str(tmp_path))
+    assert done.returncode in (0, 3), done.stderr
+    found = json.loads((tmp_path / "latest.json").read_text())["rows"]
+    assert [row["key"] for row in found] == ["models-connection-10c", "scaling-50us"]
+    peers = [peer for row in found for peer in row["peers"]]
+    absent = {peer["name"] for peer in peers if peer["status"] == "not built"}
+    assert absent <= {"threads", "forks"} and bool(absent) == (done.returncode == 3)
+    measured = [peer for peer in peers if peer["name"] not in absent]
+    assert [peer["status"] for peer in measured] == ["ok"] * len(measured)
+    assert all(peer["summary"]["median"] > 0 for peer in measured)
+    assert all(verdict["met"] is not None for verdict in found[1]["targets"])
+
+
+# ---- spread ----
+
+
+def test_spread_holds_up_to_four_deviations() -> None:
+    assert spread.Spread("tcp", (580, 420)).holds  # 4 sqrt(500) is 89.4
+    assert not spread.Spread("tcp", (590, 410)).holds
+    assert not spread.Spread("tcp", (250, 250, 314, 186)).holds  # 4 sqrt(250) is 63.2
+    assert spread.Spread("tcp", (5, 0)).cells() == "| tcp | 2 | 2.5 | 6.3 | 2.5 | 5 0 | yes |"
+
+
+def test_spread_counts_every_connection_of_every_worker(load: Path) -> None:
+    done = run("spread.py", "--connections", "200", "--workers", "2")
+    lines = done.stdout.splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| tcp", "| unix"], done.stderr
+    for line in lines:
+        counts = [int(word) for word in line.split(" | ")[5].split()]
+        assert len(counts) == 2 and sum(counts) == 200
+    assert done.returncode == ("NO" in done.stdout)
+
+
+# ---- the plot ----
+
+DATA = json.loads((ROOT / "docs" / "models.json").read_text())
+PICTURE = (ROOT / "docs" / "models.svg").read_text()
+
+
+@pytest.mark.parametrize("panel", ["message", "connection"])
+def test_picture_shows_the_committed_costs(panel: str) -> None:
+    texts = [html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", PICTURE)]
+    for way, line in DATA[panel].items():
+        if line:
+            labels = [text for text in texts if re.fullmatch(re.escape(way) + r" [\d.,]+", text)]
+            costs = [float(label.rpartition(" ")[2].replace(",", "")) for label in labels]
+            last = line[max(line, key=int)]
+            assert pytest.approx(last, rel=0.06) in costs, way
+
+
+def test_picture_is_what_the_script_draws() -> None:
+    matplotlib = pytest.importorskip("matplotlib", reason="needs matplotlib (make bench-models)")
+    drawn_by = re.search(r"Matplotlib v([\d.]+)", PICTURE)
+    assert drawn_by
+    if drawn_by[1] != matplotlib.__version__:
+        pytest.skip(f"matplotlib {matplotlib.__version__} draws otherwise than {drawn_by[1]}")
+    import plot
+
+    assert plot.draw(DATA) == PICTURE
+
+
+def test_labels_are_moved_apart_and_no_further_than_needed() -> None:
+    plot = pytest.importorskip("plot", reason="needs matplotlib (make bench-models)")
+    assert plot.spread_out([0.1, 0.5, 0.9], 0.1) == [0.1, 0.5, 0.9]
+    places = plot.spread_out([0.1, 0.48, 0.50, 0.52, 0.58], 0.1)
+    assert places[0] == 0.1
+    assert [b - a for a, b in itertools.pairwise(places[1:])] == pytest.approx([0.1] * 3)
+    assert sum(places[1:]) == pytest.approx(0.48 + 0.50 + 0.52 + 0.58)
