@@ -3,7 +3,7 @@
 It takes the medians of the models-* rows out of results/latest.json, keeps them in
 docs/models.json, and draws them; --redraw draws what docs/models.json has. The same data and
 the same matplotlib make the same file. Exit status: 0 drawn, 1 drawn but something was not
-measured, 2 there is nothing to draw.
+measured, 2 there is nothing to draw, or nothing to draw with.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import math
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import tools
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 from rows import FLOOR, WAYS_AT
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 DOCS = tools.ROOT / "docs"
-DATA, PICTURE = DOCS / "models.json", DOCS / "models.svg"
+DATA, PICTURE = "models.json", "models.svg"
 LATEST = tools.HERE / "results" / "latest.json"
 
 COLOURS = {  # they are read on white and on black
@@ -118,7 +118,7 @@ def draw_panel(axes: Axes, costs: Costs, title: str) -> None:
     axes.set_title(title, loc="left", color=GREY, fontsize=11)
     axes.set_xlabel("connections at once", color=GREY)
     axes.set_xticks(WAYS_AT, [f"{n:,}" for n in WAYS_AT])
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.minorticks_off()
     axes.tick_params(colors=GREY, length=0)
@@ -137,7 +137,10 @@ def draw_panel(axes: Axes, costs: Costs, title: str) -> None:
 
 
 def draw(data: dict) -> str:
-    """Return the picture as SVG."""
+    """Return the picture as SVG. Raises ImportError: no matplotlib."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     settings = {"svg.hashsalt": "pyloop", "svg.fonttype": "none", "axes.axisbelow": True}
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **settings}):
         figure = Figure(figsize=(10.6, 4.4))
@@ -167,15 +170,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("results", type=Path, nargs="?", default=LATEST, help="a results file")
     text = "draw docs/models.json again, whatever the results are"
     parser.add_argument("--redraw", action="store_true", help=text)
+    text = "directory of models.json and models.svg (docs)"
+    parser.add_argument("--into", type=Path, default=DOCS, metavar="DIR", help=text)
     args = parser.parse_args(argv)
     try:
-        data = read(DATA if args.redraw else args.results, args.redraw)
+        data = read(args.into / DATA if args.redraw else args.results, args.redraw)
         picture = draw(data)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         print(f"plot: {error}", file=sys.stderr)
         return 2
-    DATA.write_text(json.dumps(data, indent=1) + "\n")
-    PICTURE.write_text(picture)
+    (args.into / DATA).write_text(json.dumps(data, indent=1) + "\n")
+    (args.into / PICTURE).write_text(picture)
     for gap in gaps(data):
         print(f"plot: not measured: {gap}", file=sys.stderr)
     return 1 if gaps(data) else 0

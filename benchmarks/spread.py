@@ -1,8 +1,8 @@
 """Are connections spread evenly over workers? `python benchmarks/spread.py` holds many and counts.
 
-With n connections and N workers each should have n/N, give or take 4 sqrt(n/N): four standard
-deviations of a fair lottery, which is what SO_REUSEPORT makes of it. Exit status: 0 it is so
-in every case, 1 it is not or a server failed, 2 cannot run, 3 pyloop is not built.
+With n connections and N workers each should have n/N, give or take 4 sqrt(n/N): over four
+standard deviations of a fair lottery, which is what SO_REUSEPORT makes of it. Exit status: 0 it
+is so in every case, 1 it is not or a server failed, 2 cannot run, 3 pyloop is not built.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib.metadata
 import itertools
 import json
 import re
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+import plot  # noqa: E402
 import report  # noqa: E402
 import rows  # noqa: E402
 import spread  # noqa: E402
@@ -48,6 +50,7 @@ FORKING = """if True:
 """
 TICK_US = 20_000  # /proc/PID/stat has user and system time in steps of 10 ms each
 CHURN = 12
+RUN_TIMEOUT = 110  # of a few seconds' work, on a machine that is busy
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,7 @@ def test_children_that_came_and_went_are_counted(load: Path) -> None:
         family = generate(load, *churn, "--children")["server_cpu_us"]
         used = sum(int(process.stdout.readline()) for _ in range(CHURN))
     assert used >= CHURN * 30_000
-    assert family >= used - TICK_US
+    assert used - TICK_US <= family < used * 1.5
     assert alone < used / 2
 
 
@@ -148,7 +151,7 @@ def test_every_way_is_measured_at_each_number_of_connections() -> None:
 
 def run(script: str, *args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(BENCHMARKS / script), *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    return subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT)
 
 
 def test_short_run_measures_every_peer_that_is_built(tmp_path: Path, load: Path) -> None:
@@ -203,19 +206,35 @@ def test_picture_shows_the_committed_costs(panel: str) -> None:
             assert pytest.approx(last, rel=0.06) in costs, way
 
 
-def test_picture_is_what_the_script_draws() -> None:
-    matplotlib = pytest.importorskip("matplotlib", reason="needs matplotlib (make bench-models)")
+def needs_the_matplotlib_of_the_picture() -> None:
     drawn_by = re.search(r"Matplotlib v([\d.]+)", PICTURE)
     assert drawn_by
-    if drawn_by[1] != matplotlib.__version__:
-        pytest.skip(f"matplotlib {matplotlib.__version__} draws otherwise than {drawn_by[1]}")
-    import plot
+    try:
+        found = importlib.metadata.version("matplotlib")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("needs matplotlib (make bench-models installs it)")
+    if found != drawn_by[1]:
+        pytest.skip(f"matplotlib {found} draws otherwise than {drawn_by[1]}")
 
-    assert plot.draw(DATA) == PICTURE
+
+def test_picture_is_what_the_script_draws(tmp_path: Path) -> None:
+    needs_the_matplotlib_of_the_picture()
+    (tmp_path / "models.json").write_text(json.dumps(DATA))
+    done = run("plot.py", "--redraw", "--into", str(tmp_path))
+    assert done.returncode in (0, 1), done.stderr
+    assert (tmp_path / "models.svg").read_text() == PICTURE
+    assert json.loads((tmp_path / "models.json").read_text()) == DATA
+
+
+def test_short_run_is_not_drawn(tmp_path: Path) -> None:
+    (tmp_path / "short.json").write_text(json.dumps({"run": {"short": True}}))
+    done = run("plot.py", str(tmp_path / "short.json"), "--into", str(tmp_path))
+    said = "plot: a --short run is to try rows out, not to draw\n"
+    assert (done.returncode, done.stderr) == (2, said)
+    assert not (tmp_path / "models.svg").exists()
 
 
 def test_labels_are_moved_apart_and_no_further_than_needed() -> None:
-    plot = pytest.importorskip("plot", reason="needs matplotlib (make bench-models)")
     assert plot.spread_out([0.1, 0.5, 0.9], 0.1) == [0.1, 0.5, 0.9]
     places = plot.spread_out([0.1, 0.48, 0.50, 0.52, 0.58], 0.1)
     assert places[0] == 0.1
