@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import socket
 import struct
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["Address", "decode_sockaddr", "local_address", "resolve", "resolve_now", "show_address"]
+E = TypeVar("E", bound=Exception)
+
+__all__ = [
+    "Address",
+    "decode_sockaddr",
+    "local_address",
+    "parse_address",
+    "resolve",
+    "resolve_now",
+    "show_address",
+]
 
 Address = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 """(host, port), for IPv6 (host, port, flow, scope), or a Unix path (bytes when abstract)."""
@@ -53,6 +65,57 @@ def show_address(address: object) -> str:
     if isinstance(address, bytes):
         return "@" + address.lstrip(b"\0").decode("utf-8", "replace")
     return str(address).replace("\0", "@", 1)
+
+
+_HOST_PORT = re.compile(
+    r"(?:(?P<host>[^\s:\[\]/@]*):|\[(?P<v6>[0-9a-fA-F:.%\w]+)\]:)?(?P<port>\d{1,5})"
+)
+
+
+def parse_address(name: str, value: Any, host: str = "127.0.0.1") -> tuple[str, int] | str:
+    """Return (host, port), or a Unix path, an abstract one with a leading "\\0".
+
+    Args:
+        name: of the argument, for errors.
+        value: "host:port", "[::1]:port", ":port", "port", an int, (host, port); for Unix what has
+            a slash in it, or "@name".
+        host: what is meant by none.
+
+    Raises:
+        TypeError, ValueError: naming what was passed and what is expected.
+    """
+    if isinstance(value, os.PathLike):
+        value = os.fsdecode(value)
+        value = value if "/" in value else f"./{value}"
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+        where, port = value
+    elif isinstance(value, str):
+        if "/" in value or value[:1] == "@":
+            return _unix_path(name, value)
+        match = _HOST_PORT.fullmatch(value)
+        if match is None:
+            raise _no_address(ValueError, name, value)
+        where, port = match["v6"] or match["host"], int(match["port"])
+    else:
+        where, port = "", value
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise _no_address(TypeError, name, value)
+    if not 0 <= port <= 65535:
+        raise ValueError(f"{name}: expected a port of 0 to 65535, got {value!r}")
+    return where or host, port
+
+
+def _unix_path(name: str, path: str) -> str:
+    if "\0" in path or path == "@":
+        raise _no_address(ValueError, name, path)
+    return "\0" + path[1:] if path[0] == "@" else path
+
+
+def _no_address(kind: type[E], name: str, value: object) -> E:
+    return kind(
+        f'{name}: expected "host:port", "[::1]:port", ":port", a port, a Unix path with a slash '
+        f'or "@name", got {value!r}'
+    )
 
 
 async def resolve(

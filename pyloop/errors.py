@@ -9,6 +9,7 @@ E = TypeVar("E", bound=BaseException)
 
 __all__ = [
     "ConnectionClosed",
+    "ExtraMissingError",
     "FramingError",
     "PyloopError",
     "WriteLimitError",
@@ -31,6 +32,10 @@ class ConnectionClosed(PyloopError, ConnectionError):
 
 class WriteLimitError(ConnectionClosed):
     """The peer did not read: more than write_limit bytes were queued, so it was aborted."""
+
+
+class ExtraMissingError(PyloopError, ImportError):
+    """What one of pyloop's extras brings is not installed; the message names the extra."""
 
 
 def without_frames(exc: E) -> E:

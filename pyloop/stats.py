@@ -148,6 +148,8 @@ class PageStats:
     processes: ProcessStats
     workers: tuple[WorkerStats, ...]
     """The cells whose process lives."""
+    cells: tuple[WorkerStats, ...]
+    """All cells that were ever in use, by number."""
     servers: tuple[Counters, ...]
     """Sums over all cells, those of ended processes included."""
     ticks: int
@@ -228,19 +230,20 @@ def page_server_stats(page: Page, server: int) -> ServerStats:
         counters_sum(page.counters(number, server) for number in page.used()),
         loop_sum(page.cell(number).loop for number in page.used()),
         _processes(page),
-        _workers(page),
+        _living(_cells(page)),
     )
 
 
 def page_stats(page: Page) -> PageStats:
     """Return all that a page has counted."""
-    header = page.header
+    cells = _cells(page)
     return PageStats(
         label=page.label,
-        pid=header.pid,
-        age_seconds=_age(header.since_ns),
+        pid=page.header.pid,
+        age_seconds=_age(page.header.since_ns),
         processes=_processes(page),
-        workers=_workers(page),
+        workers=_living(cells),
+        cells=cells,
         servers=tuple(
             counters_sum(page.counters(number, server) for number in page.used())
             for server in range(page.servers)
@@ -253,9 +256,13 @@ def _processes(page: Page) -> ProcessStats:
     return ProcessStats(*(getattr(page.header, name) for name in _PROCESSES))
 
 
-def _workers(page: Page) -> tuple[WorkerStats, ...]:
-    living = [n for n in page.used() if page.cell(n).state != lib.PL_CELL_FREE]
-    return tuple(sorted((_worker(page, n) for n in living), key=lambda w: (w.worker_id, w.pid)))
+def _cells(page: Page) -> tuple[WorkerStats, ...]:
+    return tuple(_worker(page, number) for number in page.used())
+
+
+def _living(cells: Iterable[WorkerStats]) -> tuple[WorkerStats, ...]:
+    living = [cell for cell in cells if cell.state != "free"]
+    return tuple(sorted(living, key=lambda w: (w.worker_id, w.pid)))
 
 
 def _age(since_ns: int) -> float:

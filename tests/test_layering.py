@@ -20,10 +20,11 @@ CSRC = ROOT / "csrc"
 PYTHON_LEVELS = """
     __init__ __main__
     run serve
-    supervisor metrics
+    supervisor metrics responder exposition
     process watchdog
     launch worker
     serving
+    top screen rates finding
     server client
     service
     bus models
