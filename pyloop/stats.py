@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ __all__ = [
     "loop_stats",
     "page_server_stats",
     "page_stats",
+    "resident_bytes",
     "server_stats",
 ]
 
@@ -283,3 +285,17 @@ def _worker(page: Page, number: int) -> WorkerStats:
         ),
         **loop_sum([cell.loop]),
     )
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory of a process; 0 when it has ended, or where nobody tells.
+
+    Source: proc(5), statm.
+    """
+    if pid <= 0:
+        return 0
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read(128).split()[1]) * os.sysconf("SC_PAGESIZE")
+    except (OSError, IndexError, ValueError):
+        return 0
