@@ -100,7 +100,7 @@ class Exposition(Collector):
         for number, cell in enumerate(stats.cells):
             now, before = _flat(cell), self._last.get(number, {})
             gained = {key: max(0, value - before.get(key, 0)) for key, value in now.items()}
-            self._workers[cell.worker_id].update(gained)  # type: ignore[arg-type]
+            self._workers[cell.worker_id].update(gained)
             self._last[number] = now
 
     def _ordered(self) -> list[tuple[str, Counter[Hashable]]]:

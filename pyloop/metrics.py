@@ -4,8 +4,8 @@
     GET /stats.json  the counters of each cell of the page, as they are
     GET /metrics     the same for Prometheus
 
-Runs on the loop of the process that owns the page, in its one thread: a process that forks must not
-have another. So names are resolved in place, once, and never by asyncio, which takes a thread for it.
+Runs on the loop of the process that owns the page, in its one thread: a process that forks must
+not have another. So names are resolved in place, once, and not by asyncio, which takes a thread.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     head --parse--> Request --route--> Answer --> bytes, and the connection closes
 
-It runs on the loop of a supervisor, so a peer must cost next to nothing: heads are limited, bodies are
-not taken, every answer closes, and time-outs do the rest. A Host that is a name which nobody gave to
-this server is refused: else a page elsewhere, whose name was made to lead here, could read it all.
+It runs on the loop of a supervisor, so a peer must cost next to nothing: heads are limited, bodies
+are not taken, every answer closes, and time-outs do the rest. A Host that is a name which nobody
+gave to this server is refused: else a page elsewhere, whose name was made to lead here, could read
+it all.
 Source: RFC 9110, RFC 9112.
 """
 

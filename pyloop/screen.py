@@ -33,7 +33,7 @@ __all__ = ["Screen"]
 _HISTORY = 240  # intervals in the sparkline
 _BUSY = 0.9
 
-# By what `s` sorts, in turn: the column, and what of a row; the largest comes first but for "worker".
+# By what `s` sorts, in turn: a column, and a key that brings its largest up, but for "worker".
 _ORDERS: tuple[tuple[str, Callable[[Row], Any]], ...] = (
     ("worker", lambda row: (0, int(row.worker))),
     ("conns", lambda row: -row.connections),
