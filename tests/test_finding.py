@@ -1,4 +1,4 @@
-"""A server's page is found by pid and by address; what is no server's is refused, whatever it is."""
+"""A server's page is found by pid and by address; what is no server's is refused."""
 
 from __future__ import annotations
 

@@ -253,7 +253,7 @@ def test_missing_textual_ends_with_status_2_and_lines_need_none_of_it():
 
 
 def on_screen(page, act, **options):
-    """Run `await act(app, pilot)` on the screen, which looks only when told to; return its result."""
+    """Run `await act(app, pilot)` on a screen that looks only when told to; return its result."""
 
     async def driven():
         app = Screen(ours(page), 3600.0, **options)
