@@ -1,17 +1,15 @@
 """A page as Prometheus sees it: metric families with a label for each worker.
 
-Cells change hands: a worker's successor may count in another cell, and its own be given to another
-worker. So that no counter ever goes down, what each cell has gained since the last look is added to
-the worker that has the cell now.
+A worker has several cells, for it counts in one while its successor starts in another. What is
+exposed is the sum of all that ever were its own, so no counter goes down when it is replaced.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from itertools import accumulate
-from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -66,13 +64,15 @@ _PROCESS_COUNTERS = (
 _ENDS = ("exited", "failed", "killed")
 
 
+_Workers = Sequence[tuple[str, list[WorkerStats]]]
+"""The cells of each worker, those of ended processes included."""
+
+
 class Exposition(Collector):
-    """Renders a page; one object for the page's whole life, for it remembers."""
+    """Renders a page."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
-        self._last: dict[int, dict[Hashable, float]] = {}
-        self._workers: defaultdict[int, Counter[Hashable]] = defaultdict(Counter)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -84,55 +84,24 @@ class Exposition(Collector):
     def collect(self) -> Iterator[Metric]:
         """Look at the page, and yield a family for each counter."""
         stats = page_stats(self._page)
-        self._gain(stats)
+        workers, servers = _workers(stats), len(stats.servers)
         yield from _about_run(stats)
-        yield from _gauges(stats, self._workers)
-        yield from self._server_counters(len(stats.servers))
+        yield from _gauges(workers, servers)
+        yield from _server_counters(workers, servers)
         for name, field, meaning in _WORKER_COUNTERS:
             family = CounterMetricFamily(f"pyloop_{name}", meaning, labels=["worker"])
-            for worker, counted in self._ordered():
-                family.add_metric([worker], counted[field])
+            for worker, cells in workers:
+                family.add_metric([worker], sum(getattr(cell, field) for cell in cells))
             yield family
-        yield self._turns()
-
-    def _gain(self, stats: PageStats) -> None:
-        """Credit each worker with what its cells have counted since the last look."""
-        for number, cell in enumerate(stats.cells):
-            now, before = _flat(cell), self._last.get(number, {})
-            gained = {key: max(0, value - before.get(key, 0)) for key, value in now.items()}
-            self._workers[cell.worker_id].update(gained)
-            self._last[number] = now
-
-    def _ordered(self) -> list[tuple[str, Counter[Hashable]]]:
-        return [(str(worker), counted) for worker, counted in sorted(self._workers.items())]
-
-    def _server_counters(self, servers: int) -> Iterator[Metric]:
-        for name, field, meaning in _SERVER_COUNTERS:
-            family = CounterMetricFamily(f"pyloop_{name}", meaning, labels=_labels(servers))
-            for worker, counted in self._ordered():
-                for server in range(servers):
-                    family.add_metric(_values(servers, worker, server), counted[server, field])
-            yield family
-
-    def _turns(self) -> Metric:
-        family = HistogramMetricFamily(
-            "pyloop_loop_turn_seconds", "How long turns kept the loop busy.", labels=["worker"]
-        )
-        for worker, counted in self._ordered():
-            lag = [counted[key] for key in counted if isinstance(key, tuple) and key[0] == "lag"]
-            ends = [str(2**number / 1e6) for number in range(len(lag) - 1)] + ["+Inf"]
-            buckets = list(zip(ends, accumulate(lag), strict=True))
-            family.add_metric([worker], buckets, counted["busy_seconds"])
-        return family
+        yield _turns(workers)
 
 
-def _flat(cell: WorkerStats) -> dict[Hashable, float]:
-    """Return all that a cell has counted."""
-    flat: dict[Hashable, Any] = {field: getattr(cell, field) for _, field, _ in _WORKER_COUNTERS}
-    flat |= {("lag", number): count for number, count in enumerate(cell.lag)}
-    for server, counters in enumerate(cell.servers):
-        flat |= {(server, field): getattr(counters, field) for _, field, _ in _SERVER_COUNTERS}
-    return flat
+def _workers(stats: PageStats) -> _Workers:
+    cells = defaultdict(list)
+    for cell in stats.cells:
+        if cell.starts:  # else it is nobody's yet
+            cells[cell.worker_id].append(cell)
+    return [(str(worker), cells[worker]) for worker in sorted(cells)]
 
 
 def _labels(servers: int) -> list[str]:
@@ -160,7 +129,7 @@ def _about_run(stats: PageStats) -> Iterator[Metric]:
     yield ends
 
 
-def _gauges(stats: PageStats, workers: dict[int, Counter[Hashable]]) -> Iterator[Metric]:
+def _gauges(workers: _Workers, servers: int) -> Iterator[Metric]:
     """Yield what is so now; a worker without a process has zeroes."""
     up = GaugeMetricFamily("pyloop_worker_up", "1 while it accepts.", labels=["worker"])
     running = GaugeMetricFamily(
@@ -169,17 +138,36 @@ def _gauges(stats: PageStats, workers: dict[int, Counter[Hashable]]) -> Iterator
     memory = GaugeMetricFamily(
         "pyloop_worker_resident_memory_bytes", "Resident memory.", labels=["worker"]
     )
-    servers = len(stats.servers)
     connections = GaugeMetricFamily(
         "pyloop_connections_open", "Connections open now.", labels=_labels(servers)
     )
-    for worker in sorted(workers):
-        mine = [cell for cell in stats.workers if cell.worker_id == worker]
-        name = str(worker)
-        up.add_metric([name], int(any(cell.state == "ready" for cell in mine)))
-        running.add_metric([name], max((cell.running_seconds for cell in mine), default=0))
-        memory.add_metric([name], sum(resident_bytes(cell.pid) for cell in mine))
+    for worker, cells in workers:
+        up.add_metric([worker], int(any(cell.state == "ready" for cell in cells)))
+        running.add_metric([worker], max(cell.running_seconds for cell in cells))
+        memory.add_metric([worker], sum(resident_bytes(cell.pid) for cell in cells))
         for server in range(servers):
-            value = sum(cell.servers[server].open for cell in mine)
-            connections.add_metric(_values(servers, name, server), value)
+            value = sum(cell.servers[server].open for cell in cells)
+            connections.add_metric(_values(servers, worker, server), value)
     yield from (up, running, memory, connections)
+
+
+def _server_counters(workers: _Workers, servers: int) -> Iterator[Metric]:
+    for name, field, meaning in _SERVER_COUNTERS:
+        family = CounterMetricFamily(f"pyloop_{name}", meaning, labels=_labels(servers))
+        for worker, cells in workers:
+            for server in range(servers):
+                value = sum(getattr(cell.servers[server], field) for cell in cells)
+                family.add_metric(_values(servers, worker, server), value)
+        yield family
+
+
+def _turns(workers: _Workers) -> Metric:
+    family = HistogramMetricFamily(
+        "pyloop_loop_turn_seconds", "How long turns kept the loop busy.", labels=["worker"]
+    )
+    for worker, cells in workers:
+        lag = [sum(column) for column in zip(*(cell.lag for cell in cells), strict=True)]
+        ends = [str(2**number / 1e6) for number in range(len(lag) - 1)] + ["+Inf"]
+        buckets = list(zip(ends, accumulate(lag), strict=True))
+        family.add_metric([worker], buckets, sum(cell.busy_seconds for cell in cells))
+    return family

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyloop.stats import PageStats, WorkerStats
 
@@ -41,9 +41,6 @@ COLUMNS = (
 class Row:
     """One worker, or all of them, over an interval."""
 
-    worker: str
-    pid: int
-    state: str
     connections: int
     messages_in: float
     """Per second, as the next three."""
@@ -56,44 +53,55 @@ class Row:
     """Seconds: half of the turns were shorter. None without a turn, inf beyond the last bucket."""
     lag_p99: float | None
     restarts: int
-    age_seconds: float
+    """Processes that had a predecessor."""
     running_seconds: float
     """For how long its loop has not turned; 0 while it waits."""
+    worker: str = "total"
+    pid: int = 0
+    state: str = ""
+    age_seconds: float = 0.0
 
 
 def rows(before: PageStats, after: PageStats, seconds: float) -> list[Row]:
-    """Return a Row for each living worker, by its number.
+    """Return a Row for each living process, by the worker's number.
 
     Args:
         seconds: between the two snapshots, above 0.
     """
     numbers = [number for number, cell in enumerate(after.cells) if cell.state != "free"]
     numbers.sort(key=lambda number: (after.cells[number].worker_id, after.cells[number].pid))
-    return [_worker_row(before, after.cells[number], number, seconds) for number in numbers]
+    return [_worker_row(before, after, number, seconds) for number in numbers]
 
 
-def _worker_row(before: PageStats, cell: WorkerStats, number: int, seconds: float) -> Row:
-    old = before.cells[number : number + 1]
-    name, state = str(cell.worker_id), cell.state
-    return _row(name, cell.pid, state, cell.age_seconds, old, [cell], seconds)
+def _worker_row(before: PageStats, after: PageStats, number: int, seconds: float) -> Row:
+    cell = after.cells[number]
+    return replace(
+        _row(before.cells[number : number + 1], [cell], seconds),
+        worker=str(cell.worker_id),
+        pid=cell.pid,
+        state=cell.state,
+        restarts=_restarts(c for c in after.cells if c.worker_id == cell.worker_id),
+        age_seconds=cell.age_seconds,
+    )
 
 
 def total(before: PageStats, after: PageStats, seconds: float) -> Row:
     """Return the sum over all cells, also those whose process has ended."""
-    state = f"{len(after.workers)} alive"
-    age = after.age_seconds
-    return _row("total", after.pid, state, age, before.cells, after.cells, seconds)
+    return replace(
+        _row(before.cells, after.cells, seconds),
+        pid=after.pid,
+        state=f"{len(after.workers)} alive",
+        age_seconds=after.age_seconds,
+    )
 
 
-def _row(
-    name: str,
-    pid: int,
-    state: str,
-    age: float,
-    before: Sequence[WorkerStats],
-    after: Sequence[WorkerStats],
-    seconds: float,
-) -> Row:
+def _restarts(cells: Iterable[WorkerStats]) -> int:
+    """Return how many processes had a predecessor."""
+    started = [cell for cell in cells if cell.starts]
+    return sum(cell.starts for cell in started) - len({cell.worker_id for cell in started})
+
+
+def _row(before: Sequence[WorkerStats], after: Sequence[WorkerStats], seconds: float) -> Row:
     def rate(counter: str) -> float:
         change = _counted(after, counter) - _counted(before, counter)
         return max(0, change) / seconds  # below 0 only in a page that is no server's
@@ -101,9 +109,6 @@ def _row(
     busy = sum(cell.busy_seconds for cell in after) - sum(cell.busy_seconds for cell in before)
     turns = _turns(before, after)
     return Row(
-        worker=name,
-        pid=pid,
-        state=state,
         connections=_counted(after, "open"),
         messages_in=rate("messages_in"),
         messages_out=rate("messages_out"),
@@ -112,8 +117,7 @@ def _row(
         busy=max(0.0, busy) / seconds,
         lag_p50=percentile(turns, 0.5),
         lag_p99=percentile(turns, 0.99),
-        restarts=sum(max(0, cell.starts - 1) for cell in after),
-        age_seconds=age,
+        restarts=_restarts(after),
         running_seconds=max((cell.running_seconds for cell in after), default=0.0),
     )
 

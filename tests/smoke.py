@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import threading
+from importlib.resources import files
 
 import pyloop
 
@@ -46,6 +47,7 @@ def main() -> None:
     assert heard == [line.upper() for line in LINES], heard
     gc.collect()  # asyncio tells of forgotten exceptions then
     assert not logged, [record.getMessage() for record in logged]
+    assert files("pyloop").joinpath("metrics.html").is_file()
     print("smoke test passed:", os.path.dirname(pyloop.__file__))
 
 

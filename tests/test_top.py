@@ -64,6 +64,16 @@ def test_worker_that_is_replaced_in_its_cell_keeps_its_rate():
         assert (row.messages_in, row.restarts) == (10, 1)
 
 
+def test_worker_that_is_replaced_in_another_cell_counts_as_restarted():
+    with page_of(workers=1, cells=2) as page:
+        start_worker(page, 1, 1)
+        page.free(0)
+        stats = page_stats(page)
+        (row,) = rates.rows(stats, stats, 1.0)
+        assert (row.worker, row.restarts) == ("1", 1)
+        assert rates.total(stats, stats, 1.0).restarts == 1
+
+
 def test_what_an_ended_worker_did_counts_in_the_total_only():
     with page_of(workers=1) as page:
         before = page_stats(page)
