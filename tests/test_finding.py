@@ -342,3 +342,7 @@ def test_shape_that_changes_after_it_was_checked_changes_nothing():
             setattr(page.header, field, 0xFFFFFFFF)
         stats = page_stats(found.page)
         assert len(stats.cells) == 2 and len(stats.servers) == 1
+        with pytest.raises(IndexError, match="cell 2: the page has 2"):
+            found.page.cell(2)
+        with pytest.raises(IndexError, match="server 1: the page has 1"):
+            found.page.counters(0, 1)
