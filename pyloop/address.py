@@ -68,7 +68,7 @@ def show_address(address: object) -> str:
 
 
 _HOST_PORT = re.compile(
-    r"(?:(?P<host>[^\s:\[\]/@]*):|\[(?P<v6>[0-9a-fA-F:.%\w]+)\]:)?(?P<port>\d{1,5})"
+    r"(?:(?P<host>[^\s:\[\]/@]*):|\[(?P<v6>[0-9a-fA-F:.%\w]+)\]:)?(?P<port>[0-9]{1,5})"
 )
 
 
