@@ -37,8 +37,10 @@ void lose_fd(struct pl_loop *loop, int fd)
 }
 
 /* The fd is the caller's; until pl_group_release it counts here. */
-static void hand_over(struct group *g)
+static void hand_over(struct group *g, int fd)
 {
+    if (g->options.flags & PL_NODELAY)
+        sock_set_nodelay(fd);
     g->conns++;
     g->counters->accepted++;
     g->counters->open++;
@@ -56,7 +58,7 @@ static void welcome(struct pl_loop *loop, struct group *g, const struct peer *pe
         return;
     }
     if (handed)
-        hand_over(g);
+        hand_over(g, peer->fd);
     struct pl_event *e = batch_push(&loop->batch, handed ? PL_EV_ACCEPTED : PL_EV_OPEN, id);
     uint8_t *addr = arena_tail(&loop->batch);
     memcpy(addr, &peer->addr, peer->addr_len);

@@ -64,6 +64,12 @@ def _is_main(servers: tuple[Any, ...]) -> bool:
     for server in servers:
         if not isinstance(server, Server):
             raise TypeError(f"run() expected Servers or one coroutine, got {server!r}")
+    alone = [server for server in servers if server._model != "loop"]
+    if alone and len(servers) > 1:
+        raise ValueError(
+            f'run() got {len(servers)} Servers, but one of model="{alone[0]._model}" runs alone: '
+            f"{', '.join(map(repr, servers))}"
+        )
     if len(set(servers)) != len(servers):
         raise ValueError("run() got the same Server twice")
     return False
@@ -132,7 +138,7 @@ async def _started(stop: asyncio.Event, servers: tuple[Server, ...]) -> bool:
 
     async def start() -> None:
         for server in servers:
-            await server.start()
+            await server._start()
 
     starting = asyncio.ensure_future(start())
     signalled = asyncio.ensure_future(stop.wait())

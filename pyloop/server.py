@@ -10,11 +10,13 @@ import ssl as ssl_module
 from collections.abc import Callable, Collection, Iterator, Set
 from typing import Any
 
+from pyloop.acceptor import Acceptor
 from pyloop.address import resolve
 from pyloop.connection import Connection
 from pyloop.core import lib
+from pyloop.fork_model import ForkService
 from pyloop.framing import Framing, Raw, as_bytes
-from pyloop.handlers import HandlerKind, classify, one_by_one
+from pyloop.handlers import MODELS, HandlerKind, classify, one_by_one
 from pyloop.listening import Listening, check_socket
 from pyloop.loop import Loop, running_loop
 from pyloop.options import (
@@ -27,8 +29,17 @@ from pyloop.options import (
 )
 from pyloop.service import Service
 from pyloop.stats import ServerStats, page_server_stats, server_stats
+from pyloop.thread_model import ThreadService
 
 __all__ = ["Server"]
+
+_SERVICES: dict[str, type[Acceptor]] = {
+    "loop": Service,
+    "thread": ThreadService,
+    "fork": ForkService,
+}
+_MOST_CONNECTIONS = {"loop": 0, "thread": 1000, "fork": 512}
+"""max_connections=None, by model; 0 is no limit."""
 
 
 class _Connections(Set[Connection]):
@@ -43,7 +54,7 @@ class _Connections(Set[Connection]):
         return conn in self._members
 
     def __iter__(self) -> Iterator[Connection]:
-        return iter(self._members)
+        return iter(tuple(self._members))  # threads come and go meanwhile
 
     def __len__(self) -> int:
         return len(self._members)
@@ -62,20 +73,34 @@ def _check_hosts(host: Any) -> list[str]:
     return list(hosts)
 
 
+def _check_model(model: Any) -> str:
+    if isinstance(model, str) and model in MODELS:
+        return model
+    raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {model!r}")
+
+
+def _check_most(value: Any, model: str) -> int:
+    if value is None:
+        return _MOST_CONNECTIONS[model]
+    return check_size("max_connections", value, 1, 1 << 31)
+
+
 class Server:
     """A server: `pyloop.run(server)` serves until SIGINT or SIGTERM.
 
     Args:
         handler: a Protocol subclass (or a callable that makes protocols), `def (conn, message)`,
-            `async def (conn, message)`, or `async def (conn)`.
+            `async def (conn, message)`, or `async def (conn)`; `def (conn)` in models thread, fork.
         host: address or name to listen on, or several.
         port: TCP port; 0 chooses a free one, see `port`.
         path: a Unix socket instead; "\\0name" or "@name" is abstract.
         sock: a bound stream socket instead; the server closes it.
         framing: how messages are cut.
         ssl: an ssl.SSLContext for TLS.
+        model: "loop", "thread" (one per connection) or "fork" (a process per connection).
         backlog: connections that the kernel may hold for accept.
-        max_connections: accepting pauses at this many, None for no limit.
+        max_connections: accepting pauses at this many; None is no limit, 1,000 threads, 512
+            processes.
         idle_timeout: seconds without a whole message or output taken, None for none.
         handshake_timeout: seconds for the TLS handshake.
         message_timeout: seconds from a message's first byte to its last, None for none.
@@ -99,6 +124,7 @@ class Server:
         sock: socket.socket | None = None,
         framing: Framing | None = None,
         ssl: ssl_module.SSLContext | None = None,
+        model: str = "loop",
         backlog: int = 1024,
         max_connections: int | None = None,
         idle_timeout: float | None = None,
@@ -111,7 +137,8 @@ class Server:
         on_start: Callable[[Server], Any] | None = None,
         on_stop: Callable[[Server], Any] | None = None,
     ) -> None:
-        self._kind = classify(handler)
+        self._model = _check_model(model)
+        self._kind = classify(handler, model)
         self._handler = handler
         if self._kind is HandlerKind.ASYNC_MESSAGE:
             self._handler = one_by_one(handler)
@@ -134,17 +161,16 @@ class Server:
             message_timeout=check_seconds("message_timeout", message_timeout),
             linger=check_seconds("linger", linger, none=False),
             write_limit=self._write_limit,
-            max_connections=0
-            if max_connections is None
-            else check_size("max_connections", max_connections, 1, 1 << 31),
-            tls=ssl is not None,
+            max_connections=_check_most(max_connections, model),
+            tls=ssl is not None and model == "loop",
+            hand_over=model != "loop",
         )
         for name, hook in (("on_start", on_start), ("on_stop", on_stop)):
             if hook is not None and not callable(hook):
                 raise TypeError(f"{name}: expected a callable or None, got {hook!r}")
         self._on_start, self._on_stop = on_start, on_stop
         self._listening = Listening()
-        self._service: Service | None = None
+        self._service: Acceptor | None = None
         self._stopped: asyncio.Event | None = None
         self._starting = False
         self._hook: asyncio.Future[Any] | None = None  # an on_start or on_stop that is running
@@ -173,10 +199,11 @@ class Server:
 
     def stats(self) -> ServerStats:
         """Return what the server has done since it was made."""
-        group = self._group
+        group, service = self._group, self._service
+        if service is not None:
+            service.settle()
         if group.page is not None:
             return page_server_stats(group.page, group.page_server)
-        service = self._service
         loops = [] if service is None else [lib.pl_loop_counters(service._ptr)]
         return server_stats(group.counters, loops)
 
@@ -191,8 +218,14 @@ class Server:
 
         Raises:
             OSError: the address cannot be listened on; the message names it.
-            RuntimeError: no pyloop.Loop is running, or the server was started already.
+            RuntimeError: no pyloop.Loop is running, the server was started already, or its model
+                is not "loop".
         """
+        if self._model != "loop":
+            raise RuntimeError(f'model="{self._model}" is served by pyloop.run(server) only')
+        await self._start()
+
+    async def _start(self) -> None:
         loop = running_loop("Server.start()")
         if self._service is not None or self._starting:
             raise RuntimeError("Server.start(): the server has been started already")
@@ -200,7 +233,7 @@ class Server:
         try:
             await self._listen(loop)
             self._stopped = asyncio.Event()
-            self._service = service = Service(self, loop)
+            self._service = service = _SERVICES[self._model](self, loop)
             await self._call_hook(self._on_start)
             service.accept(self._listening.sockets)
         except BaseException:
@@ -304,7 +337,7 @@ class Server:
         payload = as_bytes(message)
         head, tail = self._framing.wrap(payload)
         data = head + payload + tail
-        left_out = {exclude} if isinstance(exclude, Connection) else set(exclude or ())
+        left_out = set(exclude) if isinstance(exclude, Collection) else {exclude}
         for conn in tuple(self.connections):
             if conn not in left_out:
                 conn.write(data)

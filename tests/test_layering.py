@@ -23,10 +23,15 @@ PYTHON_LEVELS = """
     supervisor metrics
     server client
     service
+    thread_model fork_model
     bus models
+    acceptor
     forking
     channel loop
     dispatch transports tls handlers
+    served_tls
+    served
+    outlet
     blocking connection stats
     inbox protocol
     memory lowlevel options framing listening
@@ -56,6 +61,7 @@ C_ARROWS: dict[str, set[str]] = {
     "reader": {"buf", "frame"},
     "frame": {"buf"},
     "buf": set(),
+    "blocking": {"sock"},
     "fdset": set(),
     "sock": set(),
     "pyloop": {"pyloop_page", "pyloop_parts"},
@@ -65,7 +71,7 @@ C_ARROWS: dict[str, set[str]] = {
 # Among themselves, a file of the loop level calls those right of it. loop_guard goes with loop.h.
 CALLS_UP = {"loop_guard"}
 # Files that make system calls, and so read errno.
-SYSTEM_CALLS = {"sock", "fdset", "wake", "memory", "semaphore", "ring", "uring"}
+SYSTEM_CALLS = {"sock", "blocking", "fdset", "wake", "memory", "semaphore", "ring", "uring"}
 
 PY_FILES = sorted((ROOT / "pyloop").glob("*.py"))
 C_FILES = sorted([*CSRC.rglob("*.c"), *CSRC.rglob("*.h")])
