@@ -63,7 +63,7 @@ class ServedTLSConnection(ServedConnection):
                     self._flush()
                 elif code == 0 and time.monotonic_ns() >= due:
                     late = TimeoutError(f"TLS handshake took more than {timeout:g} seconds")
-                    self._tls_failed(late)
+                    self._log_failed(late)
                     self._abort_now(late)
                 self._take_ciphertext(bool(code > 0 and code & lib.PL_CAME_END))
         return self._ready and not self._gate
@@ -83,9 +83,12 @@ class ServedTLSConnection(ServedConnection):
         if self._ready:
             self._decrypt()  # what came behind the handshake
 
+    def _log_failed(self, exc: Exception) -> None:
+        log.info("TLS with %s failed: %s", self.peername, exc)
+
     def _tls_failed(self, exc: Exception) -> None:
         """Close it: the alert goes out, nothing else does."""
-        log.info("TLS with %s failed: %s", self.peername, exc)
+        self._log_failed(exc)
         if self._exc is None:
             self._exc = exc
         self._ready = False
