@@ -175,7 +175,7 @@ class ThreadService(BlockingAcceptor):
         self.abort()
         if not await self._wait_idle(1.0):
             names = sorted(thread.name for thread in self._living.values())
-            log.warning("%d threads still run after drain_timeout: %s", len(names), names)
+            log.warning("threads that still run after drain_timeout: %s", ", ".join(names))
 
     def _refuse_postponed(self) -> None:
         self._stop_timer()

@@ -45,8 +45,6 @@ WAYS = {
     "loop": Way({}, "protocol"),
     "thread": Way({"model": "thread"}, "blocking"),
     "fork": Way({"model": "fork"}, "blocking"),
-    "thread + protocol": Way({"model": "thread"}, "protocol"),
-    "fork + protocol": Way({"model": "fork"}, "protocol"),
 }
 
 SCRIPT = "import sys, ways; ways.main(*sys.argv[1:])"

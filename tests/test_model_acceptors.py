@@ -1,0 +1,59 @@
+"""The acceptors of models thread and fork, on every backend: nothing leaks, and short fds pass."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from faults import TIMEOUT, wait_until
+from ways import serving
+
+pytestmark = pytest.mark.parametrize("way", ["thread", "fork"])
+
+
+def test_two_hundred_connections_leave_nothing_behind(way, backend):
+    with serving(way, backend, quiet=True, max_connections=40) as server:
+        assert server.new().echo(b"first")
+        before = server.ask("fds")["fds"]
+        for _ in range(5):
+            socks = [server.connect() for _ in range(40)]
+            for sock in socks:
+                sock.sendall(b"hello\n")
+            for sock in socks[:39]:  # with the first one that is all that may be in
+                assert sock.recv(100) == b"hello\n"
+            for sock in socks:
+                sock.close()
+            wait_until(server, "open", 1)
+        assert server.ask("fds")["fds"] == before
+        assert len(server.children()) == (1 if way == "fork" else 0)
+        assert "Z" not in server.children().values()
+        assert server.stats()["accepted"] == 201
+
+
+def test_short_fds_reset_nobody_and_the_waiting_are_served(way, backend):
+    with serving(way, backend, quiet=True, fds=40) as server:
+        socks = [server.connect() for _ in range(50)]
+        for sock in socks:
+            sock.sendall(b"hello\n")
+        served = [sock for sock in socks if is_served(sock)]
+        while server.stats()["accept_pauses"] == 0:
+            pass
+        assert 0 < len(served) < 50
+        for sock in served:
+            sock.close()
+        for sock in set(socks) - set(served):
+            sock.settimeout(TIMEOUT)
+            assert sock.recv(100) == b"hello\n"
+            sock.close()
+        wait_until(server, "open", 0)
+        stats = server.stats()
+        assert (stats["accepted"], stats["refused"]) == (50, 0)
+
+
+def is_served(sock: socket.socket) -> bool:
+    """Is there an answer already, or does it come in a little while?"""
+    sock.settimeout(0.05)
+    try:
+        return sock.recv(100) == b"hello\n"
+    except TimeoutError:
+        return False
