@@ -21,7 +21,7 @@ from pyloop.address import decode_sockaddr, show_address
 from pyloop.blocking import next_id
 from pyloop.core import lib
 from pyloop.forking import fork_child
-from pyloop.models import RETRY_SECONDS, BlockingAcceptor
+from pyloop.models import BlockingAcceptor
 from pyloop.outlet import Wake
 from pyloop.page import Page
 from pyloop.served import ServedConnection
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from pyloop.server import Server
 
 __all__ = ["ForkService"]
+
+_RETRY_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ class ForkService(BlockingAcceptor):
         if self._rest is None and not self.stopping:
             self.counters.accept_pauses += 1
             self.refuse_more(self.server.sockets)
-            self._rest = self.loop.call_later(RETRY_SECONDS, self._accept_again)
+            self._rest = self.loop.call_later(_RETRY_SECONDS, self._accept_again)
 
     def _accept_again(self) -> None:
         self._rest = None
@@ -165,7 +167,7 @@ class ForkService(BlockingAcceptor):
 
     def _sweep_later(self) -> None:
         if self._sweep is None:
-            self._sweep = self.loop.call_later(RETRY_SECONDS, self._sweep_children)
+            self._sweep = self.loop.call_later(_RETRY_SECONDS, self._sweep_children)
 
     def _sweep_children(self) -> None:
         self._sweep = None

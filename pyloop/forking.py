@@ -74,12 +74,12 @@ def _run_child(main: Callable[[], int | None], loop: object, mask: object) -> No
 def _let_go(loop: object) -> None:
     """Leave the parent's loop and its signals behind."""
     signal.set_wakeup_fd(-1)
+    asyncio._set_running_loop(None)
+    if isinstance(loop, Loop):
+        loop.close()  # which gives its signals their defaults: SIGINT would raise
     for number in _BLOCKED:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, _ignore)  # SIG_IGN would be inherited through exec
-    asyncio._set_running_loop(None)
-    if isinstance(loop, Loop):
-        loop.close()
 
 
 def _ignore(number: int, frame: object) -> None:

@@ -16,10 +16,7 @@ from pyloop.outlet import Wake
 from pyloop.served import ServedConnection
 from pyloop.served_tls import ServedTLSConnection
 
-__all__ = ["RETRY_SECONDS", "BlockingAcceptor"]
-
-RETRY_SECONDS = 0.1
-"""How long accepting, or a connection, waits for what was short: fds, processes."""
+__all__ = ["BlockingAcceptor"]
 
 
 class BlockingAcceptor(Acceptor):
@@ -28,7 +25,7 @@ class BlockingAcceptor(Acceptor):
     __slots__ = ()
 
     def _connect(
-        self, fd: int, peer: bytes, wake: Wake, counters: Any, ident: int
+        self, fd: int, peer: bytes, wake: Wake | None, counters: Any, ident: int
     ) -> ServedConnection:
         kind = ServedConnection if self.server._ssl is None else ServedTLSConnection
         return kind(self, fd, peer, wake, counters, ident)

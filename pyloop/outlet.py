@@ -93,7 +93,7 @@ class Outlet(BlockingConnection):
     )
 
     def __init__(
-        self, owner: Owner, fd: int, peer: bytes, wake: Wake, counters: Any, ident: int
+        self, owner: Owner, fd: int, peer: bytes, wake: Wake | None, counters: Any, ident: int
     ) -> None:
         self._begin(owner.framing, ident)
         self._owner = owner
@@ -175,7 +175,7 @@ class Outlet(BlockingConnection):
                 return
             target = self._queued
             if not own and not waiting:
-                self._wake.send()
+                self._wake_owner()
         if own:
             self._wait_sent(target, ROOM)
 
@@ -266,8 +266,9 @@ class Outlet(BlockingConnection):
         return error
 
     def _wake_owner(self) -> None:
-        if self._gate != LOST and threading.get_ident() != self._thread:
-            self._wake.send()
+        wake = self._wake
+        if wake is not None and self._gate != LOST and threading.get_ident() != self._thread:
+            wake.send()
 
     def close_writing(self) -> None:
         """Half-close: the peer sees end of stream after what was sent; receiving goes on.

@@ -17,13 +17,14 @@ from typing import Any
 from pyloop.address import show_address
 from pyloop.core import failure, ffi, lib
 from pyloop.errors import without_frames
-from pyloop.outlet import ABORTED, CLOSING, INPUT, LOST, ROOM, Outlet, Wake
+from pyloop.outlet import ABORTED, CLOSING, INPUT, LOST, OPEN, ROOM, Outlet, Wake
 from pyloop.protocol import Owner, Protocol, log
 
 __all__ = ["ServedConnection"]
 
 _AGAIN = (-errno.EINTR, -errno.EAGAIN)
 _LOOK_AGAIN = lib.PL_CAME_WAKE
+_SLICE_NS = 100_000_000
 
 
 class ServedConnection(Outlet):
@@ -41,7 +42,7 @@ class ServedConnection(Outlet):
     )
 
     def __init__(
-        self, owner: Owner, fd: int, peer: bytes, wake: Wake, counters: Any, ident: int
+        self, owner: Owner, fd: int, peer: bytes, wake: Wake | None, counters: Any, ident: int
     ) -> None:
         super().__init__(owner, fd, peer, wake, counters, ident)
         self._raw = self._reader  # what is received into
@@ -160,10 +161,20 @@ class ServedConnection(Outlet):
 
     def _wait(self, wanted: int, timeout_ns: int) -> int:
         fd = -1 if self._hung and not wanted else self._fd  # a hangup would be told again at once
-        got = self._received
-        code: int = lib.pl_reader_receive(self._raw, fd, wanted, self._wake.fd, timeout_ns, got)
+        limit, wake, got = timeout_ns, self._has_wake(), self._received
+        if wake < 0 and not 0 <= timeout_ns < _SLICE_NS:
+            limit = _SLICE_NS  # nobody can end this wait early
+        code: int = lib.pl_reader_receive(self._raw, fd, wanted, wake, limit, got)
         self._counters.bytes_in += got[0]
-        return _LOOK_AGAIN if code in _AGAIN else code
+        early = code in _AGAIN or (code == 0 and limit != timeout_ns)
+        return _LOOK_AGAIN if early else code
+
+    def _has_wake(self) -> int:
+        """Return the fd of the wake; -1 when fds are short."""
+        if self._wake is None:
+            with self._lock, contextlib.suppress(OSError):
+                self._wake = Wake()
+        return self._wake.fd if self._wake is not None else -1
 
     # ---- ending ----
 
@@ -181,7 +192,7 @@ class ServedConnection(Outlet):
     def _lose(self, exc: Exception) -> BaseException:
         """The socket has failed: return what to raise."""
         with self._lock:
-            if self._gate <= CLOSING:
+            if self._gate == OPEN:
                 self._gate = ABORTED
                 self._exc = self._exc or exc
         return self._closed_error("receive")
@@ -221,6 +232,8 @@ class ServedConnection(Outlet):
         """Keep the write side open after the peer's end of stream, until somebody closes it."""
         while not self._gate and not self._broken:
             code = self._wait(ROOM if self._out else 0, self._time_left())
+            if self._shut and code & lib.PL_CAME_HANGUP:
+                return  # both sides have ended
             if code < 0 or code & lib.PL_CAME_HANGUP:
                 self._lose(failure(-errno.ECONNRESET))
             elif code & ROOM:
@@ -240,7 +253,8 @@ class ServedConnection(Outlet):
             self._gate = LOST
             self._out.clear()
             os.close(self._fd)
-            self._wake.close()
+            if self._wake is not None:
+                self._wake.close()
         self._exc = self._exc and without_frames(self._exc)
         try:
             if protocol is not None:

@@ -31,7 +31,7 @@ class ServedTLSConnection(ServedConnection):
     __slots__ = ("_incoming", "_outgoing", "_ready", "_ssl")
 
     def __init__(
-        self, owner: Owner, fd: int, peer: bytes, wake: Wake, counters: Any, ident: int
+        self, owner: Owner, fd: int, peer: bytes, wake: Wake | None, counters: Any, ident: int
     ) -> None:
         super().__init__(owner, fd, peer, wake, counters, ident)
         self._raw = new_reader()

@@ -7,7 +7,6 @@ connection has a Tally, which its own lock guards, and `settle` adds up what is 
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
 import threading
 from collections.abc import Callable
@@ -15,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyloop.address import decode_sockaddr, show_address
 from pyloop.blocking import next_id
-from pyloop.models import RETRY_SECONDS, BlockingAcceptor
-from pyloop.outlet import Wake
+from pyloop.models import BlockingAcceptor
 from pyloop.protocol import log
 from pyloop.served import ServedConnection
 
@@ -62,13 +60,11 @@ class Tally:
 class ThreadService(BlockingAcceptor):
     """A started server of model "thread"."""
 
-    __slots__ = ("_living", "_postponed", "_retry", "_settling", "_tallies", "_timer")
+    __slots__ = ("_living", "_settling", "_tallies", "_timer")
 
     def __init__(self, server: Server, loop: Loop) -> None:
         super().__init__(server, loop)
         self._living: dict[ServedConnection, threading.Thread] = {}  # of the loop's thread
-        self._postponed: collections.deque[tuple[int, bytes]] = collections.deque()
-        self._retry: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tallies: set[Tally] = set()
         self._settling = threading.RLock()
@@ -76,33 +72,10 @@ class ThreadService(BlockingAcceptor):
     # ---- coming ----
 
     def handed_over(self, fd: int, peer: bytes) -> None:
-        self._postponed.append((fd, peer))
-        if self._retry is None:
-            self._begin_postponed()
-
-    def _begin_postponed(self) -> None:
-        """Give threads to those who have none; who finds no fd for its wake is served later."""
-        self._stop_timer()
-        while self._postponed:
-            fd, peer = self._postponed[0]
-            try:
-                wake = Wake()
-            except OSError:
-                self._retry = self.loop.call_later(RETRY_SECONDS, self._begin_postponed)
-                return
-            self._postponed.popleft()
-            self._begin(fd, peer, wake)
-
-    def _stop_timer(self) -> None:
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-
-    def _begin(self, fd: int, peer: bytes, wake: Wake) -> None:
         where = show_address(decode_sockaddr(peer))
         tally = Tally()
         try:
-            conn = self._connect(fd, peer, wake, tally, next_id())
+            conn = self._connect(fd, peer, None, tally, next_id())  # it makes itself a wake
             thread = threading.Thread(
                 target=self._main, args=(conn,), name=f"pyloop-{where}", daemon=True
             )
@@ -112,7 +85,6 @@ class ThreadService(BlockingAcceptor):
         except (RuntimeError, MemoryError) as exc:
             with self._settling:
                 self._tallies.discard(tally)
-            wake.close()
             self._refuse_fd(fd, f"no thread for {where}: {exc}")
             return
         self._living[conn] = thread  # before the loop can hear that it has ended
@@ -152,8 +124,6 @@ class ThreadService(BlockingAcceptor):
     def _gone(self, conn: ServedConnection) -> None:
         del self._living[conn]
         self._release()
-        if self._postponed:
-            self._begin_postponed()
         self._check_idle()
 
     def _settle_again(self) -> None:
@@ -167,7 +137,6 @@ class ThreadService(BlockingAcceptor):
         return bool(self._living)
 
     async def drain(self, timeout: float) -> None:
-        self._refuse_postponed()
         for conn in self._living:
             conn._drain_input()
         if await self._wait_idle(timeout):
@@ -177,18 +146,11 @@ class ThreadService(BlockingAcceptor):
             names = sorted(thread.name for thread in self._living.values())
             log.warning("threads that still run after drain_timeout: %s", ", ".join(names))
 
-    def _refuse_postponed(self) -> None:
-        self._stop_timer()
-        while self._postponed:
-            fd, _ = self._postponed.popleft()
-            self._refuse_fd(fd, "no fd to wake its thread by, and the server stops")
-
     def abort(self) -> None:
         for conn in self._living:
             conn.abort()
 
     def end(self) -> None:
-        self._refuse_postponed()
         if self._timer is not None:
             self._timer.cancel()
         self.settle()

@@ -20,7 +20,7 @@ def pid_of(peer) -> int:
 def processes(server, **expected):
     """Wait until the children's ends are counted so."""
     while True:
-        counted = server.stats()["processes"]
+        counted = server.ask("stats")["processes"]
         if all(counted[name] == value for name, value in expected.items()):
             return
 

