@@ -3,16 +3,12 @@
  * Owns: one wait on two fds, and what is done at its end. Does not know: messages (reader.c cuts them), time-outs
  * that last longer than one wait, who else has the socket. A wake is an eventfd or a pipe, non-blocking;
  * it is emptied here, so what it stands for must be looked up after the call.
- * Source: poll(2), recv(2), tcp(7), prctl(2).
+ * Source: poll(2), recv(2), tcp(7).
  */
 #include <errno.h>
 #include <limits.h>
 #include <poll.h>
-#include <signal.h>
 #include <unistd.h>
-#ifdef __linux__
-#include <sys/prctl.h>
-#endif
 
 #include "pyloop.h"
 #include "sock.h"
@@ -97,13 +93,3 @@ int64_t pl_socket_send(int fd, const uint8_t *data, size_t len)
 int pl_socket_shutdown(int fd) { return sock_shutdown_write(fd); }
 
 void pl_socket_reset(int fd) { sock_reset_now(fd); }
-
-int pl_follow_parent(int number)
-{
-#ifdef __linux__
-    return prctl(PR_SET_PDEATHSIG, (unsigned long)number, 0, 0, 0) < 0 ? -errno : 0;
-#else
-    (void)number;
-    return -ENOSYS;
-#endif
-}

@@ -114,10 +114,6 @@ int pl_socket_shutdown(int fd); /* SHUT_WR. 0 or -errno */
  * end. The fd stays open, good for nothing but to be closed. */
 void pl_socket_reset(int fd);
 
-/* Have signal `number` sent to this process when the thread that forked it ends. 0; -ENOSYS elsewhere than on
- * Linux. Source: prctl(2), PR_SET_PDEATHSIG. */
-int pl_follow_parent(int number);
-
 /* ---- FdSet: fd_set and its macros ------------------------------------- */
 
 struct pl_fdset;
@@ -140,6 +136,10 @@ int pl_fdset_select(struct pl_fdset *read, struct pl_fdset *write, struct pl_fds
 /* F_GETFL, then F_SETFL with O_NONBLOCK on or off, only when it differs. 0 or -errno. */
 int pl_set_nonblocking(int fd, int on);
 int pl_is_nonblocking(int fd); /* 1, 0 or -errno */
+
+/* Have the kernel send this process signal `number` when the thread that forked it ends; 0: no more. Says nothing
+ * of a parent that has gone already. 0; -EINVAL; -ENOSYS elsewhere than on Linux. Source: prctl(2). */
+int pl_orphan_signal(int number);
 
 /* cffi: end */
 

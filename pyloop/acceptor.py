@@ -118,11 +118,17 @@ class Acceptor(Owner):
         if idle is not None and not self._is_busy() and not idle.done():
             idle.set_result(None)
 
-    async def _wait_idle(self, timeout: float | None) -> bool:
+    async def wait_idle(self, timeout: float | None) -> bool:
+        """Wait until nothing is busy; false if that took too long."""
         self._idle = self.loop.create_future()
         self._check_idle()
         done, _ = await asyncio.wait([self._idle], timeout=timeout)
         return bool(done)
+
+    def _give_up(self) -> None:
+        """Wait no longer, whoever is busy."""
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
     async def drain(self, timeout: float) -> None:
         """Let handlers finish for `timeout` seconds, then abort what is left."""

@@ -52,10 +52,12 @@ class ForkService(BlockingAcceptor):
         group = server._group
         self._page_is_ours = group.page is None
         if group.page is None:
-            page = Page(1 + group.options.max_connections, 1, repr(server))
-            group.count_in(page, 0, 0)
+            where = ", ".join(show_address(sock.getsockname()) for sock in server.sockets)
+            group.count_in(Page(1 + group.options.max_connections, 1, where), 0, 0)
         assert group.page is not None
         self._page = group.page
+        if self._page.header.cells <= group.options.max_connections:
+            raise ValueError("the page of counters has fewer cells than there may be children")
         super().__init__(server, loop)
         self._children: dict[int, _Child] = {}
         self._free = list(range(1, self._page.header.cells))
@@ -143,7 +145,7 @@ class ForkService(BlockingAcceptor):
             conn._drain_input()
 
         signal.signal(signal.SIGTERM, leave)
-        lib.pl_follow_parent(signal.SIGTERM)
+        lib.pl_orphan_signal(signal.SIGTERM)
         if os.getppid() != parent:
             leave()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -206,9 +208,9 @@ class ForkService(BlockingAcceptor):
     async def drain(self, timeout: float) -> None:
         self._page.cell(0).state = lib.PL_CELL_LEAVING
         self._kill(signal.SIGTERM)
-        if not await self._wait_idle(timeout):
+        if not await self.wait_idle(timeout):
             self.abort()
-            await self._wait_idle(5.0)
+            await self.wait_idle(5.0)
 
     def abort(self) -> None:
         """Kill every child; in a child, abort its connection."""

@@ -36,18 +36,19 @@ class ServedTLSConnection(ServedConnection):
         super().__init__(owner, fd, peer, wake, counters, ident)
         self._raw = new_reader()
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        context: ssl.SSLContext = owner.server._ssl
-        self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._ssl: Any = None
         self._ready = False
 
     @property
     def ssl_object(self) -> ssl.SSLObject:
         """The ssl.SSLObject: peer certificate, cipher, version."""
-        return self._ssl
+        return self._ssl  # type: ignore[no-any-return]
 
     # ---- handshake ----
 
     def _shake_hands(self, timeout: float) -> bool:
+        context: ssl.SSLContext = self.server._ssl
+        self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         due = time.monotonic_ns() + int(timeout * 1e9) if timeout else 0
         while not self._gate:
             with self._lock:

@@ -84,9 +84,9 @@ class Service(Acceptor):
     async def drain(self, timeout: float) -> None:
         for conn in (*self.connections, *self._handshaking):
             conn._drain_input()
-        if not await self._wait_idle(timeout):
+        if not await self.wait_idle(timeout):
             self.abort()
-            await self._wait_idle(1.0)
+            await self.wait_idle(1.0)
 
     def abort(self) -> None:
         for conn in (*self.connections, *self._handshaking):

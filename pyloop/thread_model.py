@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["ThreadService"]
 
 _SETTLE_SECONDS = 0.5
+_GRACE_SECONDS = 1.0
 _FIELDS = (
     "messages_in",
     "messages_out",
@@ -76,9 +77,8 @@ class ThreadService(BlockingAcceptor):
         tally = Tally()
         try:
             conn = self._connect(fd, peer, None, tally, next_id())  # it makes itself a wake
-            thread = threading.Thread(
-                target=self._main, args=(conn,), name=f"pyloop-{where}", daemon=True
-            )
+            name = f"pyloop-{where or conn.id}"  # a Unix socket's client has no address
+            thread = threading.Thread(target=self._main, args=(conn,), name=name, daemon=True)
             with self._settling:
                 self._tallies.add(tally)
             thread.start()
@@ -139,16 +139,19 @@ class ThreadService(BlockingAcceptor):
     async def drain(self, timeout: float) -> None:
         for conn in self._living:
             conn._drain_input()
-        if await self._wait_idle(timeout):
-            return
-        self.abort()
-        if not await self._wait_idle(1.0):
-            names = sorted(thread.name for thread in self._living.values())
-            log.warning("threads that still run after drain_timeout: %s", ", ".join(names))
+        if not await self.wait_idle(timeout):
+            self.abort()
+            await self.wait_idle(None)
+        if self._living:
+            names = ", ".join(sorted(thread.name for thread in self._living.values()))
+            log.warning("threads that still run although their connections are gone: %s", names)
 
     def abort(self) -> None:
+        """Abort every connection. Threads cannot be ended: `drain` waits a second more for them."""
         for conn in self._living:
             conn.abort()
+        if self._living:
+            self.loop.call_later(_GRACE_SECONDS, self._give_up)
 
     def end(self) -> None:
         if self._timer is not None:

@@ -54,6 +54,7 @@ C_ARROWS: dict[str, set[str]] = {
     "table": set(),
     "wake": {"sock"},
     "memory": {"sock"},
+    "orphan": set(),
     "poller": set(),
     "poller_select": {"poller", "sock"},
     "poller_poll": {"poller", "sock"},
@@ -71,7 +72,17 @@ C_ARROWS: dict[str, set[str]] = {
 # Among themselves, a file of the loop level calls those right of it. loop_guard goes with loop.h.
 CALLS_UP = {"loop_guard"}
 # Files that make system calls, and so read errno.
-SYSTEM_CALLS = {"sock", "blocking", "fdset", "wake", "memory", "semaphore", "ring", "uring"}
+SYSTEM_CALLS = {
+    "orphan",
+    "sock",
+    "blocking",
+    "fdset",
+    "wake",
+    "memory",
+    "semaphore",
+    "ring",
+    "uring",
+}
 
 PY_FILES = sorted((ROOT / "pyloop").glob("*.py"))
 C_FILES = sorted([*CSRC.rglob("*.c"), *CSRC.rglob("*.h")])

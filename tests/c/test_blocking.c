@@ -226,13 +226,6 @@ static void test_reset_ends_a_wait_of_another_thread_and_the_peer(void)
     rig_free(&rig);
 }
 
-static void test_parent_can_be_followed(void)
-{
-    CHECK(pl_follow_parent(SIGTERM) == 0);
-    CHECK(pl_follow_parent(12345) == -EINVAL);
-    CHECK(pl_follow_parent(0) == 0);
-}
-
 CHECK_MAIN(
     RUN(test_bytes_are_received_behind_what_is_there);
     RUN(test_time_passes);
@@ -244,5 +237,4 @@ CHECK_MAIN(
     RUN(test_signal_interrupts_and_nothing_is_lost);
     RUN(test_blocking_flag_does_not_matter);
     RUN(test_failures_are_returned);
-    RUN(test_reset_ends_a_wait_of_another_thread_and_the_peer);
-    RUN(test_parent_can_be_followed);)
+    RUN(test_reset_ends_a_wait_of_another_thread_and_the_peer);)
