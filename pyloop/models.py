@@ -33,6 +33,7 @@ class BlockingAcceptor(Acceptor):
     def _converse(self, conn: ServedConnection) -> None:
         """Serve a connection to its end, in the thread that is its own."""
         conn._thread = threading.get_ident()
+        conn._has_wake()  # before anybody else knows it
         server = self.server
         try:
             ready = conn._shake_hands(server._handshake_timeout)

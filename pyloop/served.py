@@ -161,9 +161,10 @@ class ServedConnection(Outlet):
 
     def _wait(self, wanted: int, timeout_ns: int) -> int:
         fd = -1 if self._hung and not wanted else self._fd  # a hangup would be told again at once
+        blind = self._wake is None  # who wanted to end this wait a moment ago could not
         limit, wake, got = timeout_ns, self._has_wake(), self._received
-        if wake < 0 and not 0 <= timeout_ns < _SLICE_NS:
-            limit = _SLICE_NS  # nobody can end this wait early
+        if blind and not 0 <= timeout_ns < _SLICE_NS:
+            limit = _SLICE_NS
         code: int = lib.pl_reader_receive(self._raw, fd, wanted, wake, limit, got)
         self._counters.bytes_in += got[0]
         early = code in _AGAIN or (code == 0 and limit != timeout_ns)
