@@ -73,6 +73,10 @@ class Acceptor(Owner):
     def cut_off(self) -> None:
         self.server._cut_off()
 
+    def cast(self, conn: Any, data: bytes) -> None:
+        """Write to a connection, without waiting for its peer."""
+        conn.write(data)
+
     def settle(self) -> None:
         """Bring the server's counters up to date. Any thread may call."""
 

@@ -24,6 +24,9 @@ class BlockingAcceptor(Acceptor):
 
     __slots__ = ()
 
+    def cast(self, conn: Any, data: bytes) -> None:
+        conn._put(data, wait=False)
+
     def _connect(
         self, fd: int, peer: bytes, wake: Wake | None, counters: Any, ident: int
     ) -> ServedConnection:

@@ -157,16 +157,16 @@ class Outlet(BlockingConnection):
         """
         payload = message if type(message) is bytes else as_bytes(message)
         head, tail = self._framing.wrap(payload)
-        self._put(head + payload + tail)
+        self._put(head + payload + tail, threading.get_ident() == self._thread)
 
     def write(self, data: Any) -> None:
         """Send bytes as they are. As `send` otherwise."""
-        self._put(data if type(data) is bytes else as_bytes(data))
+        data = data if type(data) is bytes else as_bytes(data)
+        self._put(data, threading.get_ident() == self._thread)
 
-    def _put(self, data: bytes) -> None:
-        own = threading.get_ident() == self._thread
+    def _put(self, data: bytes, wait: bool) -> None:
         with self._lock:
-            if not self._admit(own):
+            if not self._admit(wait):
                 return
             waiting = bool(self._out)
             self._counters.messages_out += 1
@@ -174,20 +174,20 @@ class Outlet(BlockingConnection):
             if not self._out:
                 return
             target = self._queued
-            if not own and not waiting:
+            if not waiting:
                 self._wake_owner()
-        if own:
+        if wait:
             self._wait_sent(target, ROOM)
 
-    def _admit(self, own: bool) -> bool:
-        """May more be sent? Who blocks waits for room; for others write_limit holds."""
+    def _admit(self, wait: bool) -> bool:
+        """May more be sent? Who waits may always; for others write_limit holds."""
         if self._gate or self._broken or self._shut:
             self._counters.dropped += 1
             if self._gate == LOST:
                 self._owner.forget(self)  # which has added it up already
             return False
         limit = self._options.write_limit
-        if own or not limit or len(self._out) <= limit:
+        if wait or not limit or len(self._out) <= limit:
             return True
         self._counters.write_limit_aborts += 1
         where = show_address(self.peername)

@@ -338,9 +338,11 @@ class Server:
         head, tail = self._framing.wrap(payload)
         data = head + payload + tail
         left_out = set(exclude) if isinstance(exclude, Collection) else {exclude}
-        for conn in tuple(self.connections):
+        if (service := self._service) is None:
+            return
+        for conn in tuple(service.connections):
             if conn not in left_out:
-                conn.write(data)
+                service.cast(conn, data)
 
     async def _call_hook(self, hook: Callable[[Server], Any] | None) -> None:
         result = hook(self) if hook is not None else None

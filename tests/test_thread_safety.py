@@ -89,6 +89,21 @@ def test_send_in_its_own_thread_gives_up_on_a_peer_that_takes_nothing(handler):
         assert serving.server.stats().timeouts == 1
 
 
+def test_broadcast_does_not_wait_for_the_handlers_own_peer_either():
+    done = threading.Event()
+
+    def handler(conn, line):
+        conn.server.broadcast(BIG)
+        done.set()
+
+    with Serving(handler, framing=pyloop.Raw()) as serving:
+        sock = serving.client(4096)
+        sock.sendall(b"x")
+        assert done.wait(SECONDS)
+        sock.shutdown(socket.SHUT_WR)
+        assert read_all(sock) == BIG
+
+
 def test_broadcast_leaves_out_whom_it_is_told_to(handler):
     with Serving(handler) as serving:
         socks = [serving.client() for _ in range(3)]

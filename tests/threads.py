@@ -56,11 +56,11 @@ class Serving:
 
     def client(self, receive_buffer=0):
         sock = socket.socket()
+        self.sockets.append(sock)
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.settimeout(SECONDS)
         sock.connect(("127.0.0.1", self.port))
-        self.sockets.append(sock)
         return sock
 
 
