@@ -221,8 +221,8 @@ class Peer:
 
 
 def say(**answer: Any) -> None:
-    """Print one line of JSON for the test."""
-    print(json.dumps(answer), flush=True)
+    """Print one line of JSON for the test, in one piece whoever else prints."""
+    os.write(1, (json.dumps(answer) + "\n").encode())
 
 
 def shim_library() -> Any:

@@ -58,6 +58,7 @@ class Running(faults.Child):
 
     def __init__(self, way: str, backend: str, options: dict[str, Any], **popen: Any) -> None:
         super().__init__(SCRIPT, way, backend, json.dumps(options), **popen)
+        self._sockets: list[socket.socket] = []
         self.tls = self.next()["authority"] if options.get("tls") else None
         self.port: int = self.next()["port"]
 
@@ -70,12 +71,13 @@ class Running(faults.Child):
         return self.ask("stats")
 
     def connect(self) -> socket.socket:
-        """Return a client's socket, with TLS if the server wants it."""
+        """Return a client's socket, with TLS if the server wants it; closed with the server."""
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=faults.TIMEOUT)
-        if self.tls is None:
-            return sock
-        context = ssl.create_default_context(cadata=self.tls)
-        return context.wrap_socket(sock, server_hostname="127.0.0.1")
+        self._sockets.append(sock)
+        if self.tls is not None:
+            context = ssl.create_default_context(cadata=self.tls)
+            self._sockets.append(context.wrap_socket(sock, server_hostname="127.0.0.1"))
+        return self._sockets[-1]
 
     def new(self) -> faults.Peer:
         """Return a client that is closed, at the latest, with the server."""
@@ -84,6 +86,11 @@ class Running(faults.Child):
         peer._file = peer.sock.makefile("rb")
         self._peers.append(peer)
         return peer
+
+    def __exit__(self, *exc_info: Any) -> None:
+        for sock in self._sockets:
+            sock.close()
+        super().__exit__(*exc_info)
 
     def children(self) -> dict[int, str]:
         """Return the child processes of the server and their states: R, S, Z ..."""
@@ -118,11 +125,6 @@ def read_all(sock: socket.socket) -> bytes:
 # ---- in the server ----
 
 
-def say(**answer: Any) -> None:
-    """Print one line of JSON in one piece, whoever else prints."""
-    os.write(1, (json.dumps(answer) + "\n").encode())
-
-
 def answer(conn: Any, line: bytes) -> None:
     """Obey an order, or send the line back."""
     order, _, argument = line.partition(b" ")
@@ -149,7 +151,7 @@ def answer(conn: Any, line: bytes) -> None:
 
 def ended(exc: BaseException | None, quiet: bool) -> None:
     if not quiet:
-        say(ended=(type(exc).__name__ if exc else None, str(exc or "")))
+        faults.say(ended=(type(exc).__name__ if exc else None, str(exc or "")))
 
 
 class Answering(pyloop.Protocol):
@@ -205,7 +207,7 @@ def tls_context() -> ssl.SSLContext:
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
-    say(authority=authority.cert_pem.bytes().decode())
+    faults.say(authority=authority.cert_pem.bytes().decode())
     return context
 
 
