@@ -75,7 +75,8 @@ void accept_some(struct pl_loop *loop, uint32_t number)
     struct listener *l = &loop->listeners[number];
     struct group *g = loop->groups[l->group];
     struct peer peer;
-    for (int i = 0; i < ACCEPT_BUDGET && batch_has_room(&loop->batch); i++) {
+    int budget = g->options.flags & PL_HAND_OVER ? HAND_OVER_BUDGET : ACCEPT_BUDGET;
+    for (int i = 0; i < budget && batch_has_room(&loop->batch); i++) {
         if (g->options.max_connections && g->conns >= g->options.max_connections) {
             group_pause(loop, g, true);
             return;

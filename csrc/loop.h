@@ -25,6 +25,7 @@
 #define READ_BUDGET_BYTES (64u * 1024u) /* received from one conn in one tick, at most */
 #define CONN_BUDGET_EVENTS 1024u        /* messages of one conn in one tick, at most */
 #define ACCEPT_BUDGET 64                /* conns accepted by one listener in one tick, at most */
+#define HAND_OVER_BUDGET 4 /* the same for PL_HAND_OVER: each costs its owner a thread or a fork */
 #define ACCEPT_PAUSE_NS 100000000       /* accepting rests this long when fds or memory are short */
 #define ACCEPT_YIELD_NS 1000000         /* and a group this long that is above its share */
 #define AUTO_MAX_WATCHED 64u            /* more than this, and auto leaves select */

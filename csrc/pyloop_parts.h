@@ -1,4 +1,5 @@
-/* pyloop_parts.h -- the part of the contract that needs no loop: framing, the reader, FdSet, O_NONBLOCK.
+/* pyloop_parts.h -- the part of the contract that needs no loop: framing, the reader, a blocking socket, FdSet,
+ * O_NONBLOCK.
  *
  * The conventions of pyloop.h hold. */
 #ifndef PYLOOP_PARTS_H
@@ -84,6 +85,34 @@ int pl_reader_next(struct pl_reader *r, const struct pl_framing *f, const uint8_
  * 0 when nothing is left, PL_E_INCOMPLETE, PL_E_TOO_LONG. */
 int pl_reader_finish(struct pl_reader *r, const struct pl_framing *f, const uint8_t **data,
                      size_t *len);
+
+/* ---- a socket whose own thread waits for it (models thread and fork) ------ */
+
+enum pl_came {
+    PL_CAME_INPUT = 1,  /* bytes were received into the reader */
+    PL_CAME_ROOM = 2,   /* the kernel takes output again, or the socket has failed: send tells */
+    PL_CAME_END = 4,    /* the peer's end of stream */
+    PL_CAME_WAKE = 8,   /* wake_fd was readable, and has been emptied */
+    PL_CAME_HANGUP = 16 /* reset, or closed in both directions, while neither input nor room was wanted */
+};
+
+/* Wait at most timeout_ns until `fd` is as `wanted` says (PL_CAME_INPUT, PL_CAME_ROOM, both or 0) or wake_fd (an
+ * eventfd or a pipe, non-blocking; -1: none) is readable; then receive once, at most 64 KiB behind the reader's
+ * contents, *received bytes. Never blocks in the receive, whatever O_NONBLOCK says. fd -1: only the wake.
+ * Several PL_CAME_* together; 0 when the time has passed; -EINTR, -EAGAIN: nothing yet, call again with the time
+ * that is left (Python runs its signal handlers in between); -ECONNRESET and its kin; -EBADF; -ENOMEM. One thread a
+ * reader. */
+int pl_reader_receive(struct pl_reader *r, int fd, uint32_t wanted, int wake_fd, int64_t timeout_ns,
+                      size_t *received);
+
+/* Hand bytes to the kernel without waiting. How many it took; -EAGAIN: none now; -EPIPE, -ECONNRESET. */
+int64_t pl_socket_send(int fd, const uint8_t *data, size_t len);
+
+int pl_socket_shutdown(int fd); /* SHUT_WR. 0 or -errno */
+
+/* End the connection at once, whoever waits for it: the peer of a TCP socket is reset now, that of another one sees the
+ * end. The fd stays open, good for nothing but to be closed. */
+void pl_socket_reset(int fd);
 
 /* ---- FdSet: fd_set and its macros ------------------------------------- */
 

@@ -146,6 +146,15 @@ void sock_reset_on_close(int fd)
     (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
 }
 
+/* Linux: to connect a TCP socket to nowhere is to abort it, and whoever polls it is woken. */
+void sock_reset_now(int fd)
+{
+    const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+    sock_reset_on_close(fd);
+    if (connect(fd, &nowhere, sizeof nowhere) < 0)
+        (void)shutdown(fd, SHUT_RDWR);
+}
+
 void sock_close(int fd) { (void)close(fd); }
 
 int64_t sock_now(void)

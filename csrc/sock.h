@@ -21,6 +21,7 @@ int64_t sock_send(int fd, const struct iovec *iov, int n);          /* one send 
 int sock_shutdown_write(int fd);
 int sock_set_nodelay(int fd); /* -EOPNOTSUPP and its kin for what is no TCP socket: 0 */
 void sock_reset_on_close(int fd); /* SO_LINGER 0: close sends a reset */
+void sock_reset_now(int fd);      /* the same before close, where the system can; else an end in both directions */
 void sock_close(int fd);
 
 /* `fd` if it is >= 3, else a copy that is (F_DUPFD_CLOEXEC), with the original closed; -errno then leaves it open. */

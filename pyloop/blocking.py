@@ -15,11 +15,19 @@ from pyloop.core import check, failure, ffi, lib
 from pyloop.errors import ConnectionClosed
 from pyloop.framing import Framing, as_bytes
 
-__all__ = ["BlockingConnection"]
+__all__ = ["BlockingConnection", "new_reader", "next_id"]
 
 _RECEIVE_BYTES = 64 * 1024
 _LINGER_SECONDS = 1.0
-_ids = itertools.count(1)
+next_id = itertools.count(1).__next__
+
+
+def new_reader() -> Any:
+    """Return a struct pl_reader * that is freed with its last reference."""
+    reader = lib.pl_reader_new()
+    if reader == ffi.NULL:
+        raise MemoryError("no memory for a reader")
+    return ffi.gc(reader, lib.pl_reader_free)
 
 
 class BlockingConnection:
@@ -30,8 +38,8 @@ class BlockingConnection:
 
     __slots__ = (
         "_ended",
+        "_found",
         "_framing",
-        "_out",
         "_reader",
         "_sock",
         "id",
@@ -41,17 +49,17 @@ class BlockingConnection:
     )
 
     def __init__(self, sock: socket.socket, framing: Framing) -> None:
+        self._begin(framing, next_id())
         self._sock: socket.socket | None = sock
+        self.peername: Address = sock.getpeername()
+        self.sockname: Address | None = sock.getsockname()
+
+    def _begin(self, framing: Framing, ident: int) -> None:
         self._framing = framing
         self._ended = False
-        self.id = next(_ids)  # no other blocking connection of this process has it
-        reader = lib.pl_reader_new()
-        if reader == ffi.NULL:
-            raise MemoryError("no memory for a reader")
-        self._reader = ffi.gc(reader, lib.pl_reader_free)
-        self._out = ffi.new("const uint8_t **"), ffi.new("size_t *")
-        self.peername: Address = sock.getpeername()
-        self.sockname: Address = sock.getsockname()
+        self._reader = new_reader()
+        self._found = ffi.new("const uint8_t **"), ffi.new("size_t *")
+        self.id = ident  # no other blocking connection of this process has it
         self.state: Any = None
 
     def __repr__(self) -> str:
@@ -59,8 +67,8 @@ class BlockingConnection:
         return f"<BlockingConnection {show_address(self.peername)} {state}>"
 
     @property
-    def server(self) -> None:
-        """None: no server accepted it."""
+    def server(self) -> Any:
+        """None: no server accepted it. In a handler, the Server."""
         return None
 
     @property
@@ -109,20 +117,24 @@ class BlockingConnection:
             message = self._cut(lib.pl_reader_next)
             if message is not None:
                 return message
-            self._fill(sock)
+            self._receive_some(sock)
         return self._cut(lib.pl_reader_finish)
 
     def _cut(self, cut: Any) -> bytes | None:
-        data, length = self._out
+        data, length = self._found
         code = cut(self._reader, self._framing.spec, data, length)
         if code > 0:
             return bytes(ffi.buffer(data[0], length[0]))
         if code < 0:
-            self.close()
-            raise failure(code)
+            raise self._bad_input(code)
         return None
 
-    def _fill(self, sock: socket.socket) -> None:
+    def _bad_input(self, code: int) -> Exception:
+        """Close because of what the peer sent, and return what that was."""
+        self.close()
+        return failure(code)
+
+    def _receive_some(self, sock: socket.socket) -> None:
         room = lib.pl_reader_reserve(self._reader, _RECEIVE_BYTES)
         if room == ffi.NULL:
             raise MemoryError(f"no memory for {_RECEIVE_BYTES} bytes to receive into")

@@ -1,4 +1,4 @@
-"""The kinds of handlers: told apart once, when a server is made, and what runs the async ones."""
+"""The kinds of handlers: told apart once, when a server is made, and what runs conversations."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ from collections.abc import Callable
 from typing import Any
 
 from pyloop.connection import Connection
-from pyloop.errors import ConnectionClosed, is_same
-from pyloop.protocol import Protocol
+from pyloop.errors import ConnectionClosed, PyloopError, is_same
+from pyloop.protocol import Protocol, deliver
+from pyloop.served import ServedConnection
 
-__all__ = ["HandlerKind", "classify", "converse", "describe_kinds", "one_by_one"]
+__all__ = [
+    "MODELS",
+    "HandlerKind",
+    "classify",
+    "converse",
+    "describe_kinds",
+    "make_protocol",
+    "one_by_one",
+    "serve_blocking",
+]
 
 
 class HandlerKind(enum.Enum):
@@ -22,15 +32,27 @@ class HandlerKind(enum.Enum):
     MESSAGE = "def (conn, message)"
     ASYNC_MESSAGE = "async def (conn, message)"
     CONVERSATION = "async def (conn)"
+    BLOCKING = "def (conn)"
 
 
-def describe_kinds() -> str:
-    """List what model "loop" takes, for error messages."""
-    return "; ".join(kind.value for kind in HandlerKind)
+_ANY = HandlerKind.PROTOCOL, HandlerKind.MESSAGE
+MODELS = {
+    "loop": (*_ANY, HandlerKind.ASYNC_MESSAGE, HandlerKind.CONVERSATION),
+    "thread": (*_ANY, HandlerKind.BLOCKING),
+    "fork": (*_ANY, HandlerKind.BLOCKING),
+}
+"""The kinds that each model takes."""
+
+_WHY_NOT = {
+    HandlerKind.BLOCKING: "is a plain function of one argument, which would block the loop",
+    HandlerKind.CONVERSATION: "is a coroutine function, and there is no loop to run it",
+    HandlerKind.ASYNC_MESSAGE: "is a coroutine function, and there is no loop to run it",
+}
 
 
-def _wrong(handler: Any, why: str) -> TypeError:
-    return TypeError(f'handler: {handler!r} {why}; model "loop" takes one of: {describe_kinds()}')
+def describe_kinds(model: str) -> str:
+    """List what a model takes, for error messages."""
+    return "; ".join(kind.value for kind in MODELS[model])
 
 
 def _is_async(handler: Any) -> bool:
@@ -48,37 +70,59 @@ def _accepts(signature: inspect.Signature, count: int) -> bool:
     return True
 
 
-def classify(handler: Any) -> HandlerKind:
+def classify(handler: Any, model: str = "loop") -> HandlerKind:
     """Return how `handler` is to be called.
 
     How many arguments it needs decides: none makes protocols, one is a conversation, two take
     messages. Optional arguments are left alone where fewer will do.
 
     Raises:
-        TypeError: it is not callable, or of no kind that model "loop" takes.
+        TypeError: it is not callable, or of no kind that the model takes.
     """
+    kind, why = _kind_of(handler)
+    if kind in MODELS[model]:
+        return kind
+    why = _WHY_NOT[kind] if kind else why
+    raise TypeError(
+        f'handler: {handler!r} {why}; model "{model}" takes one of: {describe_kinds(model)}'
+    )
+
+
+def _kind_of(handler: Any) -> tuple[HandlerKind | None, str]:
+    """Return its kind, or None and what is wrong with it."""
     if isinstance(handler, type) and issubclass(handler, Protocol):
-        return HandlerKind.PROTOCOL
+        return HandlerKind.PROTOCOL, ""
     if isinstance(handler, Protocol):
-        raise _wrong(handler, "is a protocol instance: pass the class, one is made per connection")
+        return None, "is a protocol instance: pass the class, one is made per connection"
     if isinstance(handler, type):
-        raise _wrong(handler, "is a class, but no pyloop.Protocol")
+        return None, "is a class, but no pyloop.Protocol"
     if not callable(handler):
-        raise _wrong(handler, "is not callable")
+        return None, "is not callable"
     try:
         signature = inspect.signature(handler)
     except (TypeError, ValueError):
-        raise _wrong(handler, "has no signature to go by") from None
+        return None, "has no signature to go by"
     is_async = _is_async(handler)
     if _accepts(signature, 0) and not is_async and not _accepts(signature, 2):
-        return HandlerKind.PROTOCOL
+        return HandlerKind.PROTOCOL, ""
     if is_async and _accepts(signature, 1):
-        return HandlerKind.CONVERSATION
+        return HandlerKind.CONVERSATION, ""
     if _accepts(signature, 2):
-        return HandlerKind.ASYNC_MESSAGE if is_async else HandlerKind.MESSAGE
+        return (HandlerKind.ASYNC_MESSAGE if is_async else HandlerKind.MESSAGE), ""
     if _accepts(signature, 1):
-        raise _wrong(handler, "is a plain function of one argument, which would block the loop")
-    raise _wrong(handler, f"takes {signature}")
+        return HandlerKind.BLOCKING, ""
+    return None, f"takes {signature}"
+
+
+def make_protocol(factory: Callable[[], Any]) -> Protocol:
+    """Call a maker of protocols, and see that it made one."""
+    protocol = factory()
+    if not isinstance(protocol, Protocol):
+        raise TypeError(f"{factory!r} made {protocol!r}; expected a pyloop.Protocol")
+    return protocol
+
+
+# ---- on the loop ----
 
 
 def one_by_one(handler: Callable[[Connection, bytes], Any]) -> Callable[[Connection], Any]:
@@ -107,8 +151,53 @@ async def converse(conn: Connection, handler: Callable[[Connection], Any]) -> No
         conn.close()
 
 
-def _is_an_ending(conn: Connection, exc: BaseException) -> bool:
+def _is_an_ending(conn: Connection | ServedConnection, exc: BaseException) -> bool:
     """Is it how a conversation ends when the peer leaves, or after a close of its own?"""
     if isinstance(exc, BaseExceptionGroup):
         return all(_is_an_ending(conn, inner) for inner in exc.exceptions)
     return is_same(exc, conn._exc) or (conn.is_closing and isinstance(exc, ConnectionClosed))
+
+
+# ---- in a thread or process of its own ----
+
+
+def serve_blocking(conn: ServedConnection, kind: HandlerKind, handler: Any) -> None:
+    """Run the handler of a connection to its end, in the thread that is the connection's own.
+
+    What it raises ends the connection, except that SystemExit and KeyboardInterrupt go on.
+    """
+    protocol: Protocol | None = None
+    try:
+        if kind is HandlerKind.BLOCKING:
+            handler(conn)
+        elif kind is HandlerKind.MESSAGE:
+            _push_messages(conn, handler, conn)
+        else:
+            protocol = make_protocol(handler)
+            protocol.connection_made(conn)  # type: ignore[arg-type]
+            _push_messages(conn, deliver, protocol)
+            if conn._at_end and protocol.eof_received():
+                conn._wait_end()
+        conn.close()
+    except (SystemExit, KeyboardInterrupt):
+        conn.abort()
+        raise
+    except BaseException as exc:
+        if not (kind is HandlerKind.BLOCKING and _is_an_ending(conn, exc)):
+            conn._fail(exc)
+    finally:
+        conn._finish(protocol)
+
+
+def _push_messages(conn: ServedConnection, call: Callable[[Any, bytes], Any], target: Any) -> None:
+    """Call with each message, until there are no more or the connection is closed."""
+    conn._pushes = True
+    while (message := _next_pushed(conn)) is not None:
+        call(target, message)
+
+
+def _next_pushed(conn: ServedConnection) -> bytes | None:
+    try:
+        return conn._next()
+    except (OSError, PyloopError):
+        return None  # which the connection keeps for connection_lost

@@ -113,7 +113,7 @@ class Group:
         self.page: Page | None = None
         self.page_server = 0
         self.shared = False
-        self._options = options = ffi.new("struct pl_options *")
+        self.options = options = ffi.new("struct pl_options *")
         options.framing = framing.spec[0]
         options.idle_timeout = _nanoseconds(idle_timeout)
         options.message_timeout = _nanoseconds(message_timeout)
@@ -129,7 +129,7 @@ class Group:
 
     def open(self, ptr: Any) -> None:
         """Enter the group into a loop's core."""
-        self.number = check(lib.pl_group_new(ptr, self._options, self.counters), ptr)
+        self.number = check(lib.pl_group_new(ptr, self.options, self.counters), ptr)
         self._ptr = ptr
         page = self.page
         if self.shared and page is not None:

@@ -132,14 +132,18 @@ class Page:
         return range(min(self.header.used, self.cells))
 
     def claim(self, number: int, worker: int) -> None:
-        """Give a free cell to a process that is about to start."""
+        """Give a free cell to a process that is about to be started."""
+        self.occupy(number, worker, 0)
+        self.header.started += 1
+
+    def occupy(self, number: int, worker: int, pid: int) -> None:
+        """Give a free cell to a process; 0 stands for a pid that is not known yet."""
         cell = self.cell(number)
-        cell.worker, cell.pid = worker, 0
+        cell.worker, cell.pid = worker, pid
         cell.since_ns = time.monotonic_ns()
         cell.starts += 1
         cell.loop.running_since = 0
         cell.state = lib.PL_CELL_STARTING
-        self.header.started += 1
         self.header.used = max(self.header.used, number + 1)
 
     def free(self, number: int) -> None:

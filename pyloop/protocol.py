@@ -77,7 +77,7 @@ class Owner:
     def refused(self, code: int) -> None:
         """Hear that the core closed a conn at once, because of `code`."""
 
-    def forget(self, conn: Connection) -> None:
+    def forget(self, conn: Any) -> None:
         """Drop `conn`, whose connection_lost has been called."""
 
     def cut_off(self) -> None:

@@ -67,6 +67,12 @@ def _is_main(servers: tuple[Any, ...]) -> bool:
     for server in servers:
         if not isinstance(server, Server):
             raise TypeError(f"run() expected Servers or one coroutine, got {server!r}")
+    alone = [server for server in servers if server._model != "loop"]
+    if alone and len(servers) > 1:
+        raise ValueError(
+            f'run() got {len(servers)} Servers, but one of model="{alone[0]._model}" runs alone: '
+            f"{', '.join(map(repr, servers))}"
+        )
     if len(set(servers)) != len(servers):
         raise ValueError("run() got the same Server twice")
     return False

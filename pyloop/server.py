@@ -10,15 +10,16 @@ import ssl as ssl_module
 from collections.abc import Callable, Collection, Iterator, Set
 from typing import Any, Literal
 
+from pyloop.acceptor import Acceptor
 from pyloop.address import resolve
 from pyloop.connection import Connection
+from pyloop.fork_model import ForkService
 from pyloop.framing import Framing, Raw, as_bytes
-from pyloop.handlers import HandlerKind, classify, one_by_one
+from pyloop.handlers import MODELS, HandlerKind, classify, one_by_one
 from pyloop.listening import Listening, Place, check_socket
 from pyloop.loop import Loop, running_loop
 from pyloop.options import (
     Group,
-    check_count,
     check_framing,
     check_hook,
     check_path,
@@ -30,8 +31,17 @@ from pyloop.page import Page
 from pyloop.service import Service
 from pyloop.stats import ServerStats, copy_counters, page_server_stats, server_stats
 from pyloop.supervision import check_supervision
+from pyloop.thread_model import ThreadService
 
 __all__ = ["Server"]
+
+_SERVICES: dict[str, type[Acceptor]] = {
+    "loop": Service,
+    "thread": ThreadService,
+    "fork": ForkService,
+}
+_MOST_CONNECTIONS = {"loop": 0, "thread": 1000, "fork": 512}
+"""max_connections=None, by model; 0 is no limit."""
 
 
 class _Connections(Set[Connection]):
@@ -46,7 +56,7 @@ class _Connections(Set[Connection]):
         return conn in self._members
 
     def __iter__(self) -> Iterator[Connection]:
-        return iter(self._members)
+        return iter(tuple(self._members))  # threads come and go meanwhile
 
     def __len__(self) -> int:
         return len(self._members)
@@ -77,21 +87,35 @@ def _check_place(host: Any, port: Any, path: Any, sock: Any, backlog: Any) -> Pl
     )
 
 
+def _check_model(model: Any) -> str:
+    if isinstance(model, str) and model in MODELS:
+        return model
+    raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {model!r}")
+
+
+def _check_most(value: Any, model: str) -> int:
+    if value is None:
+        return _MOST_CONNECTIONS[model]
+    return check_size("max_connections", value, 1, 1 << 31)
+
+
 class Server:
     """A server: `pyloop.run(server)` serves until SIGINT or SIGTERM.
 
     Args:
         handler: a Protocol subclass (or a callable that makes protocols), `def (conn, message)`,
-            `async def (conn, message)`, or `async def (conn)`.
+            `async def (conn, message)`, or `async def (conn)`; `def (conn)` in models thread, fork.
         host: address or name to listen on, or several.
         port: TCP port; 0 chooses a free one, see `port`.
         path: a Unix socket instead; "\\0name" or "@name" is abstract.
         sock: a bound stream socket instead; the server closes it.
         framing: how messages are cut.
         ssl: an ssl.SSLContext for TLS.
+        model: "loop", "thread" (one per connection) or "fork" (a process per connection).
         workers: processes that serve, under a supervisor: `run` only. "auto": one per core.
         backlog: connections that the kernel may hold for accept.
-        max_connections: accepting pauses at this many, None for no limit.
+        max_connections: accepting pauses at this many; None is no limit, 1,000 threads, 512
+            processes.
         idle_timeout: seconds without a whole message or output taken, None for none.
         handshake_timeout: seconds for the TLS handshake.
         message_timeout: seconds from a message's first byte to its last, None for none.
@@ -120,6 +144,7 @@ class Server:
         sock: socket.socket | None = None,
         framing: Framing | None = None,
         ssl: ssl_module.SSLContext | None = None,
+        model: str = "loop",
         workers: int | Literal["auto"] = 1,
         backlog: int = 1024,
         max_connections: int | None = None,
@@ -139,7 +164,8 @@ class Server:
         on_worker_start: Callable[[Server, int], None] | None = None,
         on_worker_stop: Callable[[Server, int], None] | None = None,
     ) -> None:
-        self._kind = classify(handler)
+        self._model = _check_model(model)
+        self._kind = classify(handler, model)
         self._handler = handler
         if self._kind is HandlerKind.ASYNC_MESSAGE:
             self._handler = one_by_one(handler)
@@ -156,19 +182,22 @@ class Server:
             message_timeout=check_seconds("message_timeout", message_timeout),
             linger=check_seconds("linger", linger, none=False),
             write_limit=self._write_limit,
-            max_connections=check_count("max_connections", max_connections),
-            tls=ssl is not None,
+            max_connections=_check_most(max_connections, model),
+            tls=ssl is not None and model == "loop",
+            hand_over=model != "loop",
         )
         self._supervision = check_supervision(
             workers, worker_timeout, max_rss, max_lifetime, max_messages
         )
+        if model == "fork" and self._supervision.workers != 1:
+            raise ValueError(f'workers: expected 1 with model="fork", got {workers!r}')
         self._on_start = check_hook("on_start", on_start)
         self._on_stop = check_hook("on_stop", on_stop)
         self._on_worker_start = check_hook("on_worker_start", on_worker_start, plain=True)
         self._on_worker_stop = check_hook("on_worker_stop", on_worker_stop, plain=True)
         self._worker_id = 0
         self._listening = Listening()
-        self._service: Service | None = None
+        self._service: Acceptor | None = None
         self._stopped: asyncio.Event | None = None
         self._starting = False
         self._hook: asyncio.Future[Any] | None = None  # an on_start or on_stop that is running
@@ -197,10 +226,11 @@ class Server:
 
     def stats(self) -> ServerStats:
         """Return what the server has done since it was made."""
-        group = self._group
+        group, service = self._group, self._service
+        if service is not None:
+            service.settle()
         if group.page is not None:
             return page_server_stats(group.page, group.page_server)
-        service = self._service
         return server_stats(group.counters, [] if service is None else [service.loop._counters])
 
     def _use_page(self, page: Page, number: int) -> None:
@@ -221,8 +251,15 @@ class Server:
 
         Raises:
             OSError: the address cannot be listened on; the message names it.
-            RuntimeError: no pyloop.Loop is running, or the server was started already.
+            RuntimeError: no pyloop.Loop is running, the server was started already, or its model
+                is not "loop".
         """
+        if self._model != "loop" or self._supervision.workers != 1:
+            what = f'model="{self._model}"' if self._model != "loop" else "workers"
+            raise RuntimeError(f"a Server with {what} is served by pyloop.run(server) only")
+        await self._start()
+
+    async def _start(self) -> None:
         loop = running_loop("Server.start()")
         if self._service is not None or self._starting:
             raise RuntimeError("Server.start(): the server has been started already")
@@ -231,7 +268,7 @@ class Server:
             if not self._listening.sockets:  # a worker has those of its slot
                 self._listening.open(self._place, await self._resolve(loop))
             self._stopped = asyncio.Event()
-            self._service = service = Service(self, loop)
+            self._service = service = _SERVICES[self._model](self, loop)
             await self._call_hook(self._on_start)
             service.accept(self._listening.sockets)
         except BaseException:
@@ -336,10 +373,12 @@ class Server:
         payload = as_bytes(message)
         head, tail = self._framing.wrap(payload)
         data = head + payload + tail
-        left_out = {exclude} if isinstance(exclude, Connection) else set(exclude or ())
-        for conn in tuple(self.connections):
+        left_out = set(exclude) if isinstance(exclude, Collection) else {exclude}
+        if (service := self._service) is None:
+            return
+        for conn in tuple(service.connections):
             if conn not in left_out:
-                conn.write(data)
+                service.cast(conn, data)
 
     async def _call_hook(self, hook: Callable[[Server], Any] | None) -> None:
         result = hook(self) if hook is not None else None

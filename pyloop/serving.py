@@ -87,7 +87,7 @@ class Stage:
 
     async def _start(self) -> None:
         for server in self._servers:
-            await server.start()
+            await server._start()
 
     async def _until_ended(self) -> None:
         """Wait until every server was stopped from within, or has retired."""
@@ -129,10 +129,10 @@ async def _cancel(*futures: asyncio.Future[Any]) -> None:
 
 async def serve_alone(servers: tuple[Server, ...]) -> None:
     """Serve in this process until SIGINT or SIGTERM; a second one aborts."""
-    stage, page = Stage(servers), make_page(servers, 1)
+    children = sum(s._group.options.max_connections for s in servers if s._model == "fork")
+    stage, page = Stage(servers), make_page(servers, 1 + children)
     cell = page.cell(0)
-    page.claim(0, 0)
-    cell.pid = page.header.pid
+    page.occupy(0, 0, page.header.pid)
     count_in(servers, page, 0)
 
     def ready() -> None:

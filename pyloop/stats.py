@@ -39,7 +39,8 @@ class Counters:
     open: int
     """Connections open now."""
     refused: int
-    """Connections closed at once because their fd did not fit (select) or could not be watched."""
+    """Connections closed at once: their fd did not fit (select) or could not be watched, or there
+    was no thread or process for them."""
     accept_pauses: int
     """Times accepting rested because fds or memory ran short."""
     messages_in: int

@@ -31,9 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import Any, NoReturn
 
 import pyloop
 
@@ -57,11 +55,18 @@ def constant(name: str) -> int:
 # ---- in the test ----
 
 
+def skip(why: str) -> NoReturn:
+    """Skip the test; the servers, which import this module too, start sooner without pytest."""
+    import pytest
+
+    pytest.skip(why)
+
+
 def compile_c(target: Path, sources: list[Path], *flags: str) -> Path:
     """Compile C sources into `target`; skip the test where there is no compiler."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if not sys.platform.startswith("linux") or not compiler:
-        pytest.skip("needs Linux and a C compiler")
+        skip("needs Linux and a C compiler")
     command = [*compiler.split(), "-std=c11", "-D_GNU_SOURCE", "-O1", *flags, "-o", str(target)]
     subprocess.run([*command, *map(str, sources), "-ldl"], check=True)
     return target
@@ -77,7 +82,7 @@ def compile_load(directory: Path) -> Path:
     """Compile the load generator of benchmarks/, whose clients are cheap."""
     sources = sorted((ROOT / "benchmarks").glob("load*.c"))
     if not sources:
-        pytest.skip("needs benchmarks/load.c")
+        skip("needs benchmarks/load.c")
     return compile_c(directory / "load", sources)
 
 
@@ -216,8 +221,8 @@ class Peer:
 
 
 def say(**answer: Any) -> None:
-    """Print one line of JSON for the test."""
-    print(json.dumps(answer), flush=True)
+    """Print one line of JSON for the test, in one piece whoever else prints."""
+    os.write(1, (json.dumps(answer) + "\n").encode())
 
 
 def shim_library() -> Any:

@@ -106,7 +106,9 @@ def test_example_is_short(path: Path) -> None:
     assert lines < (120 if path.name == "chat.py" else 60)
 
 
-@pytest.mark.parametrize("name", ["echo.py", "chat.py", "rpc_server.py", "await_asyncio.py"])
+@pytest.mark.parametrize(
+    "name", ["echo.py", "chat.py", "rpc_server.py", "await_asyncio.py", "guess.py"]
+)
 def test_ctrl_c_ends_an_idle_example_and_frees_its_port(name: str, backend: str) -> None:
     with running(name, backend) as example:
         status, _, err = example.interrupt()
@@ -241,3 +243,39 @@ def test_await_asyncio_serves_others_while_one_waits() -> None:
         for number, conn in enumerate(conns):
             with conn, conn.makefile("rb") as stream:
                 assert stream.readline() == b"%d z\n" % number
+
+
+# ---- a thread, a process for each client ----
+
+
+def test_guess_is_found_by_halving_and_announced_to_the_others() -> None:
+    with running("guess.py") as example:
+        with example.connect() as player, example.connect() as other:
+            with player.makefile("rb") as lines, other.makefile("rb") as others:
+                assert lines.readline() == others.readline()  # both are asked
+                player.sendall(b"what?\n")
+                assert lines.readline() == b"* That is no number.\n"
+                low, high, reply = 1, 100, b""
+                while reply != b"* That is it!\n":
+                    guess = (low + high) // 2
+                    player.sendall(b"%d\n" % guess)
+                    reply = lines.readline()
+                    low = guess + 1 if b"greater" in reply else low
+                    high = guess - 1 if b"less" in reply else high
+                assert lines.readline().startswith(b"* Somebody has found it in ")
+                assert lines.readline() == b""
+                assert others.readline().startswith(b"* Somebody has found it in ")
+        assert example.interrupt() == (0, "", "")
+
+
+def test_sandbox_ends_who_asks_for_too_much_and_nobody_else() -> None:
+    with running("sandbox.py") as example:
+        with example.connect() as good:
+            good.sendall(b"digits 1000\n")
+            assert good.recv(100) == b"2568\n"
+            assert talk(example, b"digits 2000000\n") == b""
+            good.sendall(b"digits x\ndigits 10\n")
+            with good.makefile("rb") as lines:
+                assert (lines.readline(), lines.readline()) == (b"try: digits NUMBER\n", b"7\n")
+        status, out, err = example.interrupt()
+        assert (status, out, err) == (0, "2 clients, 1 of them ended by the kernel\n", "")

@@ -27,10 +27,15 @@ PYTHON_LEVELS = """
     top screen rates finding
     server client
     service
+    thread_model fork_model
     bus models
+    acceptor
     forking
     channel loop
     dispatch transports tls handlers
+    served_tls
+    served
+    outlet
     blocking connection stats
     inbox protocol
     supervision slots
@@ -63,6 +68,7 @@ C_ARROWS: dict[str, set[str]] = {
     "reader": {"buf", "frame"},
     "frame": {"buf"},
     "buf": set(),
+    "blocking": {"sock"},
     "fdset": set(),
     "sock": set(),
     "pyloop": {"pyloop_page", "pyloop_parts"},
@@ -73,6 +79,7 @@ C_ARROWS: dict[str, set[str]] = {
 CALLS_UP = {"loop_guard"}
 # Files that make system calls, and so read errno.
 SYSTEM_CALLS = {
+    "blocking",
     "orphan",
     "reuseport",
     "sock",

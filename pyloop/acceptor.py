@@ -1,0 +1,150 @@
+"""The accepting half of a started server, the same in every model: a group, and its listeners."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from pyloop.core import lib
+from pyloop.protocol import Owner, log
+
+if TYPE_CHECKING:
+    from pyloop.loop import Loop
+    from pyloop.server import Server
+
+__all__ = ["Acceptor"]
+
+_LOG_SECONDS = 1.0
+
+
+class Acceptor(Owner):
+    """What accepts for a server, on a loop.
+
+    Attributes:
+        stopping: accepting has ended for good.
+        connections: of this process, which the handler knows.
+        tasks: asyncio tasks that run handlers.
+    """
+
+    __slots__ = (
+        "_core",
+        "_dispatch",
+        "_group",
+        "_idle",
+        "_ptr",
+        "_refused_at",
+        "connections",
+        "stopping",
+        "tasks",
+    )
+
+    loop: Loop
+
+    def __init__(self, server: Server, loop: Loop) -> None:
+        self._group = group = server._group
+        limits = server._read_limit, server._write_limit
+        super().__init__(loop, group.counters, server._framing, *limits)
+        self.server = server
+        self.stopping = False
+        self.connections: set[Any] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._idle: asyncio.Future[None] | None = None
+        self._refused_at = -_LOG_SECONDS
+        self._core = loop._core
+        self._dispatch = loop._core.dispatch
+        self._ptr = loop._open_core()
+        group.open(self._ptr)
+        self._dispatch.owners[group.number] = self
+
+    def accept(self, sockets: tuple[socket.socket, ...]) -> None:
+        """Begin to accept on listening sockets, whose fds the core borrows."""
+        core = self._core
+        for sock in sockets:
+            code = lib.pl_listener_open(self._ptr, self._group.number, sock.fileno())
+            core.check_fd(code, sock.fileno())
+
+    def refuse_more(self, sockets: tuple[socket.socket, ...]) -> None:
+        """Stop accepting."""
+        for sock in sockets:
+            lib.pl_listener_close(self._ptr, sock.fileno())
+
+    def cut_off(self) -> None:
+        self.server._cut_off()
+
+    def cast(self, conn: Any, data: bytes) -> None:
+        """Write to a connection, without waiting for its peer."""
+        conn.write(data)
+
+    def settle(self) -> None:
+        """Bring the server's counters up to date. Any thread may call."""
+
+    # ---- refusing ----
+
+    def refused(self, code: int) -> None:
+        """Log, at most once a second, that a connection was closed at once, and why."""
+        if code == -errno.ERANGE:
+            self._log_refused(
+                f"its fd is not below FD_SETSIZE ({lib.pl_fdset_size()}), the limit of "
+                'backend="select"; use backend="auto"'
+            )
+        else:
+            self._log_refused(os.strerror(-code))
+
+    def _log_refused(self, why: str) -> None:
+        now = time.monotonic()
+        if now - self._refused_at >= _LOG_SECONDS:
+            self._refused_at = now
+            log.error("connection refused: %s", why)
+
+    def _refuse_fd(self, fd: int, why: str) -> None:
+        """Close a socket that was handed over, as if it had not been accepted."""
+        lib.pl_socket_reset(fd)
+        os.close(fd)
+        self.counters.accepted -= 1
+        self.counters.refused += 1
+        self._release()
+        self._log_refused(why)
+
+    def _release(self) -> None:
+        """Make room for the next one: a socket that was handed over is done with."""
+        lib.pl_group_release(self._ptr, self._group.number)
+
+    # ---- stopping ----
+
+    def _is_busy(self) -> bool:
+        """Is there anything that `drain` waits for?"""
+        raise NotImplementedError
+
+    def _check_idle(self) -> None:
+        idle = self._idle
+        if idle is not None and not self._is_busy() and not idle.done():
+            idle.set_result(None)
+
+    async def wait_idle(self, timeout: float | None) -> bool:
+        """Wait until nothing is busy; false if that took too long."""
+        self._idle = self.loop.create_future()
+        self._check_idle()
+        done, _ = await asyncio.wait([self._idle], timeout=timeout)
+        return bool(done)
+
+    def _give_up(self) -> None:
+        """Wait no longer, whoever is busy."""
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    async def drain(self, timeout: float) -> None:
+        """Let handlers finish for `timeout` seconds, then abort what is left."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Abort every connection and whatever serves it."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Leave the core."""
+        self._dispatch.owners.pop(self._group.number, None)
+        self._group.close()

@@ -1,0 +1,227 @@
+"""One server, in each of the ways in which pyloop can run it, in a process of its own.
+
+In the test:
+
+    with serving("thread", idle_timeout=1.0) as server:
+        peer = server.peer()
+        assert peer.echo(b"hello")
+        peer.close()
+        assert server.ended() == (None, "")
+
+The server answers lines: most come back, some are orders (see `answer`). It says how each of its
+conversations ended: the class and text of what `receive` raised, or connection_lost was told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import faults
+
+import pyloop
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How a server is run: options of Server, and a kind of handler in HANDLERS."""
+
+    options: dict[str, Any]
+    handler: str
+
+
+WAYS = {
+    "loop": Way({}, "protocol"),
+    "thread": Way({"model": "thread"}, "blocking"),
+    "fork": Way({"model": "fork"}, "blocking"),
+}
+
+SCRIPT = "import sys, ways; ways.main(*sys.argv[1:])"
+
+
+# ---- in the test ----
+
+
+class Running(faults.Child):
+    """A server in a process of its own."""
+
+    def __init__(self, way: str, backend: str, options: dict[str, Any], **popen: Any) -> None:
+        super().__init__(SCRIPT, way, backend, json.dumps(options), **popen)
+        self._sockets: list[socket.socket] = []
+        self.tls = self.next()["authority"] if options.get("tls") else None
+        self.port: int = self.next()["port"]
+
+    def ended(self) -> tuple[str | None, str]:
+        """Return how the next conversation to end did so."""
+        told = self.next()["ended"]
+        return told[0], told[1]
+
+    def stats(self) -> dict[str, Any]:
+        return self.ask("stats")
+
+    def connect(self) -> socket.socket:
+        """Return a client's socket, with TLS if the server wants it; closed with the server."""
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=faults.TIMEOUT)
+        self._sockets.append(sock)
+        if self.tls is not None:
+            context = ssl.create_default_context(cadata=self.tls)
+            self._sockets.append(context.wrap_socket(sock, server_hostname="127.0.0.1"))
+        return self._sockets[-1]
+
+    def new(self) -> faults.Peer:
+        """Return a client that is closed, at the latest, with the server."""
+        peer = faults.Peer.__new__(faults.Peer)
+        peer.sock = self.connect()
+        peer._file = peer.sock.makefile("rb")
+        self._peers.append(peer)
+        return peer
+
+    def __exit__(self, *exc_info: Any) -> None:
+        for sock in self._sockets:
+            sock.close()
+        super().__exit__(*exc_info)
+
+    def children(self) -> dict[int, str]:
+        """Return the child processes of the server and their states: R, S, Z ..."""
+        found = {}
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as stat:
+                state, parent = stat.read().rpartition(")")[2].split()[:2]
+                if int(parent) == self.pid:
+                    found[int(name)] = state
+        return found
+
+    def terminate(self) -> int:
+        """SIGTERM; return the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(faults.TIMEOUT)
+
+
+@contextlib.contextmanager
+def serving(way: str, backend: str = "auto", **options: Any) -> Iterator[Running]:
+    """Run a server; at the end it is stopped in good order, unless it has ended."""
+    with Running(way, backend, options) as server:
+        yield server
+        if server.process.poll() is None:
+            server.stop()
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Return all up to the end of stream."""
+    return b"".join(iter(lambda: sock.recv(1 << 16), b""))
+
+
+# ---- in the server ----
+
+
+def answer(conn: Any, line: bytes) -> None:
+    """Obey an order, or send the line back."""
+    order, _, argument = line.partition(b" ")
+    if order == b"raise":
+        raise LookupError("as ordered")
+    elif order == b"pid":
+        conn.send(b"%d" % os.getpid())
+    elif order == b"sleep":
+        conn.send(b"sleeping")
+        time.sleep(float(argument))
+    elif order == b"big":
+        conn.write(bytes(range(256)) * (int(argument) // 256))
+    elif order == b"close":
+        conn.close()
+    elif order == b"abort":
+        conn.abort()
+    elif order == b"exit":
+        raise SystemExit(int(argument))
+    elif order == b"fds":
+        conn.send(json.dumps(faults.open_fds()).encode())
+    else:
+        conn.send(line)
+
+
+def ended(exc: BaseException | None, quiet: bool) -> None:
+    if not quiet:
+        faults.say(ended=(type(exc).__name__ if exc else None, str(exc or "")))
+
+
+class Answering(pyloop.Protocol):
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+
+    def connection_made(self, conn: Any) -> None:
+        self.conn = conn
+
+    def message_received(self, message: bytes) -> None:
+        answer(self.conn, message)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        ended(exc, self.quiet)
+
+
+def blocking(conn: Any, quiet: bool) -> None:
+    try:
+        for line in conn:
+            answer(conn, line)
+    except BaseException as exc:
+        ended(exc, quiet)
+        raise
+    ended(None, quiet)
+
+
+async def coroutine(conn: Any, quiet: bool) -> None:
+    try:
+        async for line in conn:
+            answer(conn, line)
+            await conn.drain()
+    except BaseException as exc:
+        ended(exc, quiet)
+        raise
+    ended(None, quiet)
+
+
+def protocol(quiet: bool) -> Any:
+    return lambda: Answering(quiet)
+
+
+HANDLERS = {
+    "protocol": protocol,
+    "blocking": lambda quiet: functools.partial(blocking, quiet=quiet),
+    "coroutine": lambda quiet: functools.partial(coroutine, quiet=quiet),
+}
+
+
+def tls_context() -> ssl.SSLContext:
+    """Make a certificate, and say who vouches for it."""
+    import trustme
+
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    faults.say(authority=authority.cert_pem.bytes().decode())
+    return context
+
+
+def main(name: str, backend: str, arguments: str) -> None:
+    """Serve until told to stop. Options are Server's, and: framing as source, tls, quiet, fds."""
+    logging.basicConfig()
+    options = json.loads(arguments)
+    way = WAYS[name]
+    framing = options.pop("framing", "Lines()")
+    if options.pop("tls", False):
+        options["ssl"] = tls_context()
+    if fds := options.pop("fds", 0):
+        faults.limit_fds(fds)
+    handler = HANDLERS[way.handler](options.pop("quiet", False))
+    options["framing"] = eval(framing, vars(pyloop))
+    faults.serve(handler, backend, **way.options, **options)
+    sys.exit(0)
