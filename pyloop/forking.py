@@ -7,6 +7,7 @@ the parent's loop. So the signals that anybody handles are blocked across the fo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -26,8 +27,8 @@ def fork_child(main: Callable[[], int | None]) -> int:
     """Fork; the child runs `main` and exits with what it returns, 0 for None.
 
     The loop that runs in the parent, if any, is flushed before and closed in the child, which lets
-    go of everything that the loop owned there. SIGTERM, SIGHUP, SIGCHLD and the like have their
-    default action in the child; SIGINT, which a terminal sends to the whole group, does nothing.
+    go of everything that the loop owned there. SIGTERM, SIGCHLD and the like have their default
+    action in the child; SIGINT and SIGHUP, which a terminal sends to the whole group, do nothing.
 
     Returns:
         The child's pid, in the parent.
@@ -40,8 +41,7 @@ def fork_child(main: Callable[[], int | None]) -> int:
     loop = asyncio._get_running_loop()
     if isinstance(loop, Loop):
         loop._flush()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush_output()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
     try:
         pid = os.fork()
@@ -64,26 +64,31 @@ def _run_child(main: Callable[[], int | None], loop: object, mask: object) -> No
     except BaseException:
         traceback.print_exc()
     finally:
-        try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        finally:
-            os._exit(status)
+        _flush_output()
+        os._exit(status)
+
+
+def _flush_output() -> None:
+    """Write what is buffered, so that a fork does not write it again."""
+    for file in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # None, broken, closed
+            file.flush()
 
 
 def _let_go(loop: object) -> None:
     """Leave the parent's loop and its signals behind."""
     signal.set_wakeup_fd(-1)
-    for number in _BLOCKED:
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, _ignore)  # SIG_IGN would be inherited through exec
     if isinstance(loop, Loop):
         task = asyncio.current_task(loop)
         if task is not None:  # in whose step this was called
             asyncio.tasks._leave_task(loop, task)
     asyncio._set_running_loop(None)
     if isinstance(loop, Loop):
-        loop.close()
+        loop.close()  # which sets the signals that it handled to their defaults
+    for number in _BLOCKED:
+        signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _ignore)  # SIG_IGN would be inherited through exec
 
 
 def _ignore(number: int, frame: object) -> None:

@@ -223,9 +223,15 @@ class Server:
 
         Raises:
             OSError: the address cannot be listened on; the message names it.
-            RuntimeError: no pyloop.Loop is running, or the server was started already.
+            RuntimeError: no pyloop.Loop is running, the server was started already, or it has
+                workers, which only `run` starts.
         """
         loop = running_loop("Server.start()")
+        workers = self._supervision.workers
+        if workers != 1 and not self._worker_id:
+            raise RuntimeError(
+                f"Server.start(): a server with workers={workers} is served by pyloop.run(server)"
+            )
         if self._service is not None or self._starting:
             raise RuntimeError("Server.start(): the server has been started already")
         self._starting = True

@@ -1,10 +1,12 @@
 """A worker: one process that serves its slot's sockets, and does what its supervisor says.
 
     supervisor  --"retire"-->  worker        over a socketpair, a line each; its end means: leave
+                --"abort"-->
                 <--{"ready": true}--
                 <--{"failed": traceback}--
 
-SIGTERM means: stop. SIGINT, which a terminal sends to everybody, means nothing.
+SIGTERM means: stop, and no more than that if it comes twice, from the supervisor and from whoever
+signals a whole group. SIGINT and SIGHUP, which a terminal sends to everybody, mean nothing.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ from pyloop.protocol import log
 from pyloop.server import Server
 from pyloop.serving import Signals, Stage, count_in
 
-__all__ = ["FAILED", "READY", "RETIRE", "STACK_SIGNAL", "Post", "work"]
+__all__ = ["ABORT", "FAILED", "READY", "RETIRE", "STACK_SIGNAL", "Post", "work"]
 
 STACK_SIGNAL = signal.SIGRTMIN + 4 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
 """Has a worker write the stacks of its threads, whatever it is doing."""
 
-RETIRE = b"retire"
+RETIRE, ABORT = b"retire", b"abort"
 READY, FAILED = "ready", "failed"
 _TRACEBACK_BYTES = 32 * 1024
 
@@ -78,7 +80,7 @@ async def _work(servers: tuple[Server, ...], post: Post) -> int:
     def leaving() -> None:
         cell.state = lib.PL_CELL_LEAVING
 
-    with Signals(stage.stop, signal.SIGTERM):
+    with Signals(stage.leave, signal.SIGTERM):
         try:
             await stage.run(ready, leaving)
         except Exception:
@@ -112,7 +114,9 @@ class _Boss:
         *orders, self._heard = (self._heard + data).split(b"\n")
         if RETIRE in orders:
             self._stage.retire()
+        if ABORT in orders:
+            self._stage.abort()
         if not data:
             asyncio.get_running_loop().remove_reader(self._sock)
             log.warning("the supervisor of worker process %d is gone: stopping", os.getpid())
-            self._stage.stop()
+            self._stage.leave()
