@@ -5,6 +5,7 @@ Each promise is a function with a length, so that `make soak` can keep it for mi
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import signal
@@ -26,7 +27,7 @@ def kill_workers(backend: str, kills: int, pause: float = 0.0) -> int:
                 workers = eventually(lambda: len(w := program.workers()) == 3 and w, "three")
                 victim = random.choice(list(workers.values()))
                 deaths.append((victim, time.monotonic()))
-                program_kill(victim)
+                os.kill(victim, signal.SIGKILL)
                 time.sleep(pause)
             eventually(lambda: len(program.workers()) == 3, "all are back")
             load.wait_more(20)
@@ -39,12 +40,6 @@ def kill_workers(backend: str, kills: int, pause: float = 0.0) -> int:
         assert program.end(signal.SIGTERM)[0] == 0
         assert len(re.findall("ended with signal 9", program.log())) == kills
         return load.done
-
-
-def program_kill(pid: int) -> None:
-    import os
-
-    os.kill(pid, signal.SIGKILL)
 
 
 def test_killed_workers_harm_only_their_own_clients_and_come_back(backend):

@@ -7,7 +7,6 @@ import signal
 import threading
 
 import pytest
-
 from workers import Program, Talker, eventually, is_alive
 
 COUNTED = """
