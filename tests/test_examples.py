@@ -68,10 +68,11 @@ def running(
     backend: str | None = None,
     stdin: Any = subprocess.DEVNULL,
     wrap: tuple[str, ...] = (),
+    args: tuple[str, ...] = (),
 ) -> Iterator[Example]:
     """Run an example on a free port; `wrap` is a command that runs it."""
     with subprocess.Popen(
-        [*wrap, *command(name, "--port", "0")],
+        [*wrap, *command(name, "--port", "0", *args)],
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -241,3 +242,21 @@ def test_await_asyncio_serves_others_while_one_waits() -> None:
         for number, conn in enumerate(conns):
             with conn, conn.makefile("rb") as stream:
                 assert stream.readline() == b"%d z\n" % number
+
+
+# ---- workers ----
+
+
+def test_workers_say_who_answers_and_end_on_ctrl_c(backend: str) -> None:
+    with running("workers.py", backend, args=("--workers", "2")) as example:
+        example.line()  # the other one
+        assert example.greeting.endswith(f"; the supervisor is {example.process.pid}\n")
+        for number in range(1, 9):
+            answer = talk(example, b"hello\n")
+            assert re.fullmatch(
+                rb"worker [12] \(pid \d+\), of 2: %d lines so far\n" % number, answer
+            )
+        status, _, err = example.interrupt()
+        assert status == 0
+        assert len(re.findall(r"worker \d \(pid \d+\) is ready", err)) == 2
+        bind(example.port)

@@ -11,18 +11,18 @@ import re
 import signal
 import time
 
-from workers import Load, Program, eventually
+from workers import Load, Program, eventually, rounds
 
 GENTLE = (ConnectionResetError, BrokenPipeError, EOFError)
 
 
-def kill_workers(backend: str, kills: int, pause: float = 0.0) -> int:
-    """Kill -9 a random worker again and again. Returns how many conversations went well."""
+def kill_workers(backend: str, kills: int, seconds: float = 0.0, pause: float = 0.0) -> Load:
+    """Kill -9 a random worker again and again, `pause` seconds apart."""
     with Program("serve(workers=3)", backend) as program:
         port = program.ready(3)
         deaths: list[tuple[int, float]] = []
         with Load(port) as load:
-            for _ in range(kills):
+            for _ in rounds(kills, seconds):
                 load.wait_more(20)
                 workers = eventually(lambda: len(w := program.workers()) == 3 and w, "three")
                 victim = random.choice(list(workers.values()))
@@ -36,22 +36,22 @@ def kill_workers(backend: str, kills: int, pause: float = 0.0) -> int:
             assert isinstance(broken.cause, GENTLE), broken
             during = any(broken.since <= when + 1 for _, when in deaths)
             assert broken.pid in killed or (broken.pid == 0 and during), broken
-        assert len(killed) == kills
+        assert len(killed) == len(deaths) >= kills
         assert program.end(signal.SIGTERM)[0] == 0
-        assert len(re.findall("ended with signal 9", program.log())) == kills
-        return load.done
+        assert len(re.findall("ended with signal 9", program.log())) == len(deaths)
+        return load
 
 
 def test_killed_workers_harm_only_their_own_clients_and_come_back(backend):
-    assert kill_workers(backend, kills=5) > 100
+    kill_workers(backend, kills=5)
 
 
-def reload_workers(backend: str, reloads: int) -> int:
-    """Reload again and again under short conversations. Returns how many went well: all."""
+def reload_workers(backend: str, reloads: int, seconds: float = 0.0) -> Load:
+    """Reload again and again under short conversations: all of them go well."""
     with Program("serve()", backend) as program:
         port = program.ready()
         with Load(port) as load:
-            for number in range(reloads):
+            for number in rounds(reloads, seconds):
                 program.signal(signal.SIGHUP)
                 program.wait_log("reloaded 2 workers", number + 1)
             load.wait_more(20)
@@ -59,8 +59,8 @@ def reload_workers(backend: str, reloads: int) -> int:
         assert len(load.served) >= 2 + reloads  # not the first ones all the time
         assert program.end(signal.SIGTERM)[0] == 0
         assert "ERROR" not in program.log()
-        return load.done
+        return load
 
 
 def test_reload_ten_times_refuses_and_breaks_nothing(backend):
-    assert reload_workers(backend, reloads=10) > 20
+    reload_workers(backend, reloads=10)

@@ -7,7 +7,7 @@ import re
 import signal
 
 import pytest
-from workers import Load, Program, Talker, is_alive
+from workers import Load, Program, Talker, is_alive, rounds
 
 STATS = """
     def handle(conn, line):
@@ -142,12 +142,12 @@ def test_worker_killed_during_a_reload_is_replaced():
 # ---- slots come and go ----
 
 
-def add_and_remove_workers(backend, args, path, rounds, clients=4):
-    """Add a worker, remove it again, under load. Returns how many conversations went well: all."""
+def add_and_remove_workers(backend, args=(), path=None, count=1, seconds=0.0, clients=4):
+    """Add a worker, remove it again, under load: all conversations go well."""
     with Program(STATS, backend, *args) as program:
         port = program.ready()
         with Load(port, clients, path=path) as load:
-            for number in range(1, rounds + 1):
+            for number in rounds(count, seconds):
                 program.signal(signal.SIGTTIN)
                 program.ready(1)
                 third = program.workers()[3]
@@ -155,18 +155,18 @@ def add_and_remove_workers(backend, args, path, rounds, clients=4):
                 load.wait_more(50)
                 assert load.served.get(third, 0) > before
                 program.signal(signal.SIGTTOU)
-                program.wait_log("SIGTTOU: 2 workers", number)
+                program.wait_log("SIGTTOU: 2 workers", number + 1)
                 assert not is_alive(third)
                 load.wait_more(20)
         assert load.broken == []
-        assert len(load.served) >= 2 + rounds
+        assert len(load.served) >= 2 + count
         assert program.end(signal.SIGTERM)[0] == 0
         assert "ERROR" not in program.log()
-        return load.done
+        return load
 
 
 def test_worker_more_serves_and_one_less_refuses_nobody(backend, where):
-    assert add_and_remove_workers(backend, *where, rounds=1) >= 70
+    add_and_remove_workers(backend, *where)
 
 
 def test_last_worker_stays():

@@ -63,6 +63,15 @@ def eventually(condition: Callable[[], Any], what: str = "") -> Any:
     return value
 
 
+def rounds(count: int, seconds: float = 0.0) -> Iterator[int]:
+    """Yield 0, 1, 2, ... `count` times at least, and for as long as that."""
+    end = time.monotonic() + seconds
+    number = 0
+    while number < count or time.monotonic() < end:
+        yield number
+        number += 1
+
+
 def children_of(pid: int) -> dict[int, str]:
     """Return the children of a process, and the state of each: Z is a zombie. Source: proc(5)."""
     found = {}
