@@ -12,6 +12,7 @@ import asyncio
 import os
 import random
 import signal
+import tempfile
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -53,11 +54,15 @@ class Limits:
 
 
 def _stack_file() -> int:
-    """Make the file that a worker which hangs writes its stack to."""
+    """Make a file without a name, to which a worker that hangs writes its stack."""
     try:
-        return os.memfd_create("pyloop-stack")
+        if hasattr(os, "memfd_create"):
+            return os.memfd_create("pyloop-stack")
+        fd, path = tempfile.mkstemp()
+        os.unlink(path)
+        return fd
     except OSError as exc:
-        what = f"cannot make a file in memory for the stacks of workers: {exc.strerror}"
+        what = f"cannot make a file for the stacks of workers: {exc.strerror}"
         raise OSError(exc.errno, what) from None
 
 

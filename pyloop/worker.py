@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import fcntl
 import json
 import os
 import signal
@@ -33,6 +34,11 @@ __all__ = ["ABORT", "FAILED", "READY", "RETIRE", "STACK_SIGNAL", "Post", "work"]
 
 STACK_SIGNAL = signal.SIGRTMIN + 4 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
 """Has a worker write the stacks of its threads, whatever it is doing."""
+
+ORDER_SIGNAL = signal.SIGRTMIN + 5 if hasattr(signal, "SIGRTMIN") else signal.SIGIO
+"""Comes with each order, and when the supervisor is gone."""
+ORPHAN_SECONDS = 5.0
+"""Beyond drain_timeout, before a worker without a supervisor is ended by SIGALRM."""
 
 RETIRE, ABORT = b"retire", b"abort"
 READY, FAILED = "ready", "failed"
@@ -72,6 +78,7 @@ async def _work(servers: tuple[Server, ...], post: Post) -> int:
     cell.pid = os.getpid()
     stage = Stage(servers)
     boss = _Boss(post.orders, stage)
+    boss.outlive(max(server._drain_timeout for server in servers) + ORPHAN_SECONDS)
 
     def ready() -> None:
         cell.state = lib.PL_CELL_READY
@@ -98,6 +105,28 @@ class _Boss:
         self._heard = b""
         sock.setblocking(False)
         asyncio.get_running_loop().add_reader(sock, self._listen)
+
+    def outlive(self, seconds: float) -> None:
+        """When the supervisor is gone, live on for `seconds` at most.
+
+        A loop that hangs does not notice. A signal tells even an endless loop in Python that the
+        socket has something to say; a hung worker would keep its port for ever.
+
+        Source: fcntl(2), O_ASYNC and F_SETSIG.
+        """
+        if not hasattr(fcntl, "F_SETSIG"):
+            return
+
+        def heard(number: int, frame: object) -> None:
+            with contextlib.suppress(BlockingIOError):
+                if not self._sock.recv(1, socket.MSG_PEEK):
+                    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+        signal.signal(ORDER_SIGNAL, heard)
+        fcntl.fcntl(self._sock, fcntl.F_SETSIG, ORDER_SIGNAL)
+        fcntl.fcntl(self._sock, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(self._sock, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
 
     def say(self, report: dict[str, object]) -> None:
         """Report; a supervisor that is gone, or stuck, is no reason to wait."""

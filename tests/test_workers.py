@@ -282,9 +282,7 @@ def test_memory_that_cannot_be_had_is_an_error_that_says_for_what(monkeypatch):
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr("os.memfd_create", fail)
-    with pytest.raises(
-        OSError, match="cannot make a file in memory for the stacks of workers: Too"
-    ):
+    with pytest.raises(OSError, match="cannot make a file for the stacks of workers: Too"):
         pyloop.run(pyloop.Server(echo, workers=2))
     monkeypatch.setattr("pyloop.page.check", fail)
     for workers in (1, 2):

@@ -159,6 +159,27 @@ def test_retiring_worker_of_a_killed_supervisor_leaves():
         eventually(lambda: not is_alive(pid))
 
 
+@pytest.mark.parametrize("hang", ["while True: pass", "time.sleep(1000)"])
+def test_hanging_worker_of_a_killed_supervisor_ends_too(hang):
+    source = f"""
+        import pyloop.worker
+        pyloop.worker.ORPHAN_SECONDS = 0.2
+        def handle(conn, line):
+            if line == b"pid": return talk(conn, line)
+            say("hanging")
+            {hang}
+        serve(handle, drain_timeout=0.2)
+    """
+    with Program(source) as program, Talker(program.ready()) as talker:
+        pid = talker.pid()
+        talker.send("hang")
+        assert program.line() == "hanging"
+        os.kill(program.pid, signal.SIGKILL)
+        with pytest.raises((EOFError, ConnectionResetError)):
+            talker.next()
+        eventually(lambda: not is_alive(pid))
+
+
 def test_stale_socket_file_of_a_killed_group_is_replaced(tmp_path):
     path = str(tmp_path / "socket")
     with Program(SERVE, "auto", path) as program:

@@ -44,10 +44,11 @@ def test_soak_of_workers_that_come_and_go(unix: bool, tmp_path: Path) -> None:
 
 
 def test_soak_of_stops_under_load() -> None:
-    stops = total = 0
-    for stops in rounds(3, SECONDS):
-        total += stop_under_load("auto", lambda program: program.signal(signal.SIGTERM))
-    print(f"\n{stops + 1} stops, {total} replies, each of them counted")
+    replies = [
+        stop_under_load("auto", lambda program: program.signal(signal.SIGTERM))
+        for _ in rounds(3, SECONDS)
+    ]
+    print(f"\n{len(replies)} stops, {sum(replies)} replies, each of them counted")
 
 
 def test_soak_of_the_supervisor_s_memory() -> None:
