@@ -49,25 +49,18 @@ def test_backoff_has_a_longest_wait():
         assert "ended with status 7" in log
 
 
-def test_worker_that_fails_at_times_is_tried_again_and_the_others_serve():
+def test_worker_that_never_starts_leaves_the_others_alone():
     source = """
+        import pyloop.supervisor
+        pyloop.supervisor.GIVE_UP_AFTER = 2
         def fail(server):
-            if server.worker_id == 2 and not os.path.exists(sys.argv[1]):
-                raise LookupError("not yet")
+            if server.worker_id == 2: raise LookupError("not yet")
         serve(on_start=fail, workers=3)
     """
-    # worker 2 fails more often than a program whose workers all fail would be allowed to
-    missing = f"/proc/{os.getpid()}/task/0"
-    with Program(source, "auto", missing) as program:
-        port = program.ready(2)
-        program.wait_log("worker 2 is started again in 0.8 s")
-        program.wait_log("worker 2 is started again in 1.6 s")
-        with Talker(
-            port
-        ) as first:  # it may wait in the slot of worker 2: that one is the only risk
-            assert sorted(program.workers()) == [1, 3]
-            assert first is not None
-        assert program.process.poll() is None
+    with Program(source) as program:
+        program.ready(2)
+        program.wait_log("worker 2 is started again", 4)  # more often than all may fail
+        assert sorted(program.workers()) == [1, 3]
         assert program.log().count("LookupError") == 1
         assert program.end(signal.SIGTERM)[0] == 0
 

@@ -31,25 +31,29 @@ def where(request, tmp_path):
 # ---- reload ----
 
 
-def test_hangups_during_a_reload_mean_one_reload_more():
+def test_hangups_during_a_reload_mean_one_reload_more(tmp_path):
     source = """
-        async def slowly(server):
-            await asyncio.sleep(0.2)
-        server = server_of(on_start=slowly)
+        async def hold(server):
+            while os.path.exists(sys.argv[1]):
+                await asyncio.sleep(0.01)
+        server = server_of(on_start=hold)
         pyloop.run(server)
         say("reloads", server.stats().processes.reloads)
     """
-    with Program(source) as program:
+    flag = tmp_path / "hold"
+    with Program(source, "auto", str(flag)) as program:
         program.ready()
+        flag.touch()
         program.signal(signal.SIGHUP)
         program.wait_log("reloading 2 workers")
         for _ in range(5):
             program.signal(signal.SIGHUP)
-            program.ready(1)  # of the two that the first reload starts, then of the next two
-            if program.log().count("reloading") == 2:
-                break
+        os.kill(program.workers()[2], signal.SIGKILL)
+        program.wait_log("ended with signal 9")  # so what came before that was heard
+        flag.unlink()
         program.wait_log("reloaded 2 workers", 2)
-        assert "reloads 2" in program.end(signal.SIGTERM)[1]
+        assert program.end(signal.SIGTERM)[1].endswith("reloads 2\n")
+        assert program.log().count("reloading") == 2
 
 
 def test_long_conversation_survives_a_reload_until_drain_timeout(where):

@@ -164,20 +164,25 @@ def test_worker_that_does_not_stop_is_killed_after_drain_timeout():
         assert "does not stop: killed" in program.log()
 
 
-def test_stop_during_a_reload_leaves_nobody_behind():
+def test_stop_during_a_reload_leaves_nobody_behind(tmp_path):
     source = """
         async def slowly(server):
             if os.path.exists(sys.argv[1]):
-                say("starting"); await asyncio.sleep(1000)
+                say("starting", os.getpid())
+                await asyncio.sleep(1000)
         serve(on_start=slowly)
     """
-    flag = "/proc/self/nothing"
-    with Program(source, "auto", flag) as program:
+    flag = tmp_path / "flag"
+    with Program(source, "auto", str(flag)) as program:
         program.ready()
-        workers = program.workers()
-        program.signal(signal.SIGHUP, signal.SIGTERM)
-        assert program.end()[0] == 0
-        assert not any(map(is_alive, workers.values()))
+        flag.touch()
+        program.signal(signal.SIGHUP)
+        successor = int(program.line().split()[1])
+        processes = [successor, *program.workers().values()]
+        assert all(map(is_alive, processes))
+        assert program.end(signal.SIGTERM) == (0, "")
+        assert not any(map(is_alive, processes))
+        assert "killed" not in program.log()
 
 
 def test_order_to_stop_while_a_worker_starts_is_obeyed():
