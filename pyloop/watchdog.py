@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pyloop.core import lib
 from pyloop.page import Page
 from pyloop.protocol import log
 from pyloop.supervision import Supervision
@@ -85,7 +86,7 @@ class Watchdog:
         return min(1.0, timeout / LOOKS) if timeout else 1.0
 
     async def look_at(self, process: WorkerProcess) -> str:
-        """Kill a process that hangs or is overdue. Returns the limit that it is over, or ""."""
+        """Kill a process that hangs or is overdue. Returns why another is to be replaced, or ""."""
         if process.ended:
             return ""
         if process.ready_at and self.hangs(process.pid, process.cell):
@@ -93,7 +94,7 @@ class Watchdog:
         elif process.is_overdue:
             log.error("worker %d (pid %d) does not leave: killed", *process.names)
             process.kill(signal.SIGKILL)
-        elif process is process.slot.current and not process.recycled:
+        elif process is process.slot.current and not (process.recycled or process.doomed):
             return self.over(process.limits, process.pid, process.cell)
         elif process.is_slow_to_start(self._settings.worker_timeout or _SLOW_SECONDS):
             log.warning("worker %d (pid %d) is not ready yet: waiting", *process.names)
@@ -167,7 +168,9 @@ class Watchdog:
         return sum(page.counters(cell_number, server).messages_in for server in servers)
 
     def over(self, limits: Limits, pid: int, cell_number: int) -> str:
-        """Say which limit a worker is over; "" for none."""
+        """Say why a worker is to be replaced: the limit it is over; "" for no reason."""
+        if self._page.cell(cell_number).state == lib.PL_CELL_LEAVING:
+            return "it was told to stop, not by its supervisor"
         if limits.max_lifetime and time.monotonic() - limits.born > limits.max_lifetime:
             return f"it has served for {time.monotonic() - limits.born:.0f} s (max_lifetime)"
         if limits.max_messages:

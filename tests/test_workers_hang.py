@@ -9,6 +9,10 @@ import time
 
 from workers import Program, Talker, connect, is_alive
 
+from pyloop.page import Page
+from pyloop.supervision import check_supervision
+from pyloop.watchdog import Watchdog
+
 SPIN = """
     def spin_here():
         while True: pass
@@ -109,6 +113,31 @@ def test_group_that_was_stopped_and_continued_is_left_alone():
         assert talker.next() == "slept"
         assert talker.pid() == pid
         assert talker.ask("hung") == "0"
+
+
+def test_verdict_needs_many_looks_and_the_time(monkeypatch):
+    """A process that stood still, and finds the clock far ahead, has looked too seldom."""
+    page = Page(1, 1)
+    watchdog = Watchdog(page, check_supervision(2, 10, None, None, None))
+    clock = 1_000_000_000_000
+    monkeypatch.setattr("pyloop.watchdog.time.monotonic_ns", lambda: clock)
+    loop = page.cell(0).loop
+    try:
+        assert watchdog.interval == 1
+        loop.running_since = clock
+        clock += 3600 * 10**9
+        assert [watchdog.hangs(7, 0) for _ in range(11)] == [False] * 10 + [True]
+        watchdog.forget(7)
+        assert [watchdog.hangs(7, 0) for _ in range(10)] == [False] * 10
+        loop.running_since = clock  # another turn
+        assert [watchdog.hangs(7, 0) for _ in range(20)] == [False] * 20  # for no time at all
+        clock += 11 * 10**9
+        assert watchdog.hangs(7, 0)
+        loop.running_since = 0  # it waits
+        assert not watchdog.hangs(7, 0)
+    finally:
+        watchdog.close()
+        page.close_fd()
 
 
 def test_worker_that_hangs_while_it_leaves_is_replaced_and_does_not_stop_a_reload():

@@ -81,8 +81,9 @@ def test_retired_coroutine_handler_has_drain_timeout_to_end(backend):
                 conn.send(line)
             await asyncio.sleep(0.5)
             conn.send(b"the end")
-        import pyloop.supervisor
+        import pyloop.supervisor, pyloop.watchdog
         pyloop.supervisor.GRACE_SECONDS = 0.2
+        pyloop.watchdog.Watchdog.interval = 0.05
         serve(slow, drain_timeout=1)
     """
     with Program(source, backend) as program, Talker(program.ready()) as talker:
@@ -198,7 +199,7 @@ def test_worker_that_cannot_be_added_is_none_too_few(tmp_path):
             add(self)
         pyloop.slots.Slots.add = failing
         pyloop.slots.Slots.port = property(lambda self: self.first.port if len(self) else None)
-        first, second = server_of(), server_of(on_worker_start=None)
+        first, second = server_of(), server_of(on_worker_start=None)  # only the first is asked
         pyloop.run(first, second)
     """
     flag = tmp_path / "flag"
@@ -208,6 +209,9 @@ def test_worker_that_cannot_be_added_is_none_too_few(tmp_path):
         program.signal(signal.SIGTTIN)
         program.wait_log("ERROR SIGTTIN: .*no more of them")
         flag.unlink()
+        for _ in range(24):  # the first server has no socket that no worker serves
+            with Talker(port) as talker:
+                assert talker.pid() in program.workers().values()
         program.signal(signal.SIGTTIN)
         assert program.ready(1) == port
         assert sorted(program.workers()) == [1, 2, 3]

@@ -125,6 +125,7 @@ def test_second_signal_aborts(backend, number):
         program.signal(number)
         assert program.line() == "stopping"
         assert program.end(number) == (0, "end\n")
+        assert "killed" not in program.log()
         with pytest.raises((ConnectionResetError, EOFError)):
             talker.next()
 
@@ -183,6 +184,34 @@ def test_stop_during_a_reload_leaves_nobody_behind(tmp_path):
         assert program.end(signal.SIGTERM) == (0, "")
         assert not any(map(is_alive, processes))
         assert "killed" not in program.log()
+
+
+def test_worker_that_somebody_else_stops_has_its_successor_while_it_drains(tmp_path):
+    source = """
+        async def hold(conn):
+            conn.send(str(os.getpid()).encode())
+            async for _ in conn: pass
+            while os.path.exists(sys.argv[1]):
+                await asyncio.sleep(0.01)
+            conn.send(b"done")
+        import pyloop.watchdog
+        pyloop.watchdog.Watchdog.interval = 0.05
+        serve(hold, drain_timeout=1000)
+    """
+    flag = tmp_path / "flag"
+    flag.touch()
+    with Program(source, "auto", str(flag)) as program:
+        port = program.ready()
+        with Talker(port) as talker:
+            pid = int(talker.next())
+            os.kill(pid, signal.SIGTERM)
+            assert program.ready(1) == port
+            assert is_alive(pid)
+            flag.unlink()
+            assert talker.next() == "done"
+        program.wait_log(rf"INFO worker \d \(pid {pid}\) ended with status 0")
+        assert "it was told to stop, not by its supervisor" in program.log()
+        assert program.end(signal.SIGTERM)[0] == 0
 
 
 def test_order_to_stop_while_a_worker_starts_is_obeyed():
