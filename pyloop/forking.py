@@ -19,8 +19,9 @@ from pyloop.loop import Loop
 __all__ = ["STOP_SIGNALS", "fork_child"]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_BLOCKED = {*STOP_SIGNALS, signal.SIGHUP, signal.SIGCHLD, signal.SIGTTIN, signal.SIGTTOU}
-_BLOCKED |= {signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM}
+_ORDERS = {*STOP_SIGNALS, signal.SIGHUP, signal.SIGCHLD, signal.SIGTTIN, signal.SIGTTOU}
+"""What the parent's loop handles. Handlers of other signals are the program's, in the child too."""
+_BLOCKED = _ORDERS | {signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM}
 
 
 def fork_child(main: Callable[[], int | None]) -> int:
@@ -85,7 +86,7 @@ def _let_go(loop: object) -> None:
     asyncio._set_running_loop(None)
     if isinstance(loop, Loop):
         loop.close()  # which sets the signals that it handled to their defaults
-    for number in _BLOCKED:
+    for number in _ORDERS:
         signal.signal(number, signal.SIG_DFL)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _ignore)  # SIG_IGN would be inherited through exec

@@ -120,9 +120,11 @@ class Watchdog:
         self._seen.pop(pid, None)
 
     async def _end_hanging(self, process: WorkerProcess) -> None:
+        loop = self._page.cell(process.cell).loop
+        since = loop.running_since
         stack = await self._stack_of(process)
-        if process.ended:
-            return  # by itself
+        if process.ended or loop.running_since != since:
+            return  # by itself; or it goes on
         log.error(
             "worker %d (pid %d) has not turned its loop for %g s and is replaced; it hangs in:\n%s",
             *process.names,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
 import time
+from types import SimpleNamespace
 
+import pytest
 from workers import Program, Talker, connect, is_alive
 
 from pyloop.page import Page
@@ -138,6 +141,30 @@ def test_verdict_needs_many_looks_and_the_time(monkeypatch):
     finally:
         watchdog.close()
         page.close_fd()
+
+
+@pytest.mark.parametrize(("goes_on", "killed"), [(False, [signal.SIGKILL]), (True, [])])
+def test_worker_that_goes_on_while_its_stack_is_asked_for_is_spared(goes_on, killed):
+    page, kills = Page(1, 1), []
+    loop = page.cell(0).loop
+    process = SimpleNamespace(pid=7, cell=0, ended=False, names=(1, 7), kill=kills.append)
+
+    async def main():
+        watchdog = Watchdog(page, check_supervision(2, 10, None, None, None))
+        loop.running_since = 1
+
+        async def stack_of(process):
+            loop.running_since = 0 if goes_on else 1
+            return "a stack"
+
+        watchdog._stack_of = stack_of
+        await watchdog._end_hanging(process)
+        watchdog.close()
+
+    asyncio.run(main())
+    page.close_fd()
+    assert kills == killed
+    assert page.header.hung == len(killed)
 
 
 def test_worker_that_hangs_while_it_leaves_is_replaced_and_does_not_stop_a_reload():

@@ -95,6 +95,26 @@ def test_worker_that_exits_is_replaced(backend):
         program.ready(1)
 
 
+def test_worker_whose_own_child_lives_on_is_replaced_all_the_same():
+    """The child holds the worker's end of the pipe: there is no end of stream to wait for."""
+    source = """
+        def fork(conn, line):
+            if line == b"fork" and os.fork() == 0:
+                time.sleep(1000)
+            talk(conn, line)
+        serve(fork)
+    """
+    with Program(source) as program:
+        port = program.ready()
+        with Talker(port) as talker:
+            pid = talker.pid()
+            assert talker.ask("fork") == "fork"
+            os.kill(pid, signal.SIGKILL)
+            assert program.ready(1) == port
+        assert pid not in program.workers().values()
+        assert program.end(signal.SIGTERM, wait_output=False)[0] == 0
+
+
 # ---- what cannot be started at all ----
 
 RESTLESS = """

@@ -270,3 +270,16 @@ def test_interrupt_that_only_a_worker_hears_means_nothing():
         talker.close()
         assert program.end(signal.SIGTERM)[0] == 0
         assert "Traceback" not in program.log()
+
+
+def test_signal_that_the_program_handles_is_handled_in_workers_too():
+    source = """
+        signal.signal(signal.SIGUSR1, lambda number, frame: say("heard", os.getpid()))
+        serve()
+    """
+    with Program(source) as program, Talker(program.ready()) as talker:
+        pid = talker.pid()
+        os.kill(pid, signal.SIGUSR1)
+        talker.pid()  # its loop turns
+        assert program.line() == f"heard {pid}"
+        assert talker.pid() == pid
