@@ -92,7 +92,7 @@ class Server:
         ssl: an ssl.SSLContext for TLS.
         workers: processes that serve, under a supervisor: `run` only. "auto": one per core.
         backlog: connections that the kernel may hold for accept.
-        max_connections: accepting pauses at this many, None for no limit.
+        max_connections: accepting pauses at this many (in each worker), None for no limit.
         idle_timeout: seconds without a whole message or output taken, None for none.
         handshake_timeout: seconds for the TLS handshake.
         message_timeout: seconds from a message's first byte to its last, None for none.
@@ -100,7 +100,8 @@ class Server:
         linger: seconds that a closed connection waits for the peer's end of stream.
         write_limit: bytes queued for a peer beyond which a further send aborts it.
         read_limit: bytes of messages that a coroutine handler may leave waiting.
-        on_start, on_stop: called with the server when it starts and has stopped; may be async.
+        on_start, on_stop: called with the server when it starts and has stopped, in each worker;
+            may be async.
         worker_timeout: seconds after which a worker whose loop does not turn is replaced.
         max_rss, max_lifetime, max_messages: bytes of memory, seconds, and messages received after
             which a worker is replaced, give or take a tenth; None for no limit.

@@ -6,7 +6,8 @@
                 <--{"failed": traceback}--
 
 SIGTERM means: stop, and no more than that if it comes twice, from the supervisor and from whoever
-signals a whole group. SIGINT and SIGHUP, which a terminal sends to everybody, mean nothing.
+signals a whole group. SIGINT and SIGHUP, which a terminal sends to everybody, mean nothing. SIGIO
+comes with each order.
 """
 
 from __future__ import annotations
@@ -35,8 +36,6 @@ __all__ = ["ABORT", "FAILED", "READY", "RETIRE", "STACK_SIGNAL", "Post", "work"]
 STACK_SIGNAL = signal.SIGRTMIN + 4 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
 """Has a worker write the stacks of its threads, whatever it is doing."""
 
-ORDER_SIGNAL = signal.SIGRTMIN + 5 if hasattr(signal, "SIGRTMIN") else signal.SIGIO
-"""Comes with each order, and when the supervisor is gone."""
 ORPHAN_SECONDS = 5.0
 """Beyond drain_timeout, before a worker without a supervisor is ended by SIGALRM."""
 
@@ -112,10 +111,8 @@ class _Boss:
         A loop that hangs does not notice. A signal tells even an endless loop in Python that the
         socket has something to say; a hung worker would keep its port for ever.
 
-        Source: fcntl(2), O_ASYNC and F_SETSIG.
+        Source: fcntl(2), O_ASYNC.
         """
-        if not hasattr(fcntl, "F_SETSIG"):
-            return
 
         def heard(number: int, frame: object) -> None:
             with contextlib.suppress(BlockingIOError):
@@ -123,8 +120,7 @@ class _Boss:
                     signal.signal(signal.SIGALRM, signal.SIG_DFL)
                     signal.setitimer(signal.ITIMER_REAL, seconds)
 
-        signal.signal(ORDER_SIGNAL, heard)
-        fcntl.fcntl(self._sock, fcntl.F_SETSIG, ORDER_SIGNAL)
+        signal.signal(signal.SIGIO, heard)
         fcntl.fcntl(self._sock, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(self._sock, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
 

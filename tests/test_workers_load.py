@@ -20,22 +20,24 @@ def kill_workers(backend: str, kills: int, seconds: float = 0.0, pause: float = 
     """Kill -9 a random worker again and again, `pause` seconds apart."""
     with Program("serve(workers=3)", backend) as program:
         port = program.ready(3)
-        deaths: list[tuple[int, float]] = []
+        deaths: list[tuple[float, float]] = []  # before the kill, and after it
+        killed: set[int] = set()
         with Load(port) as load:
             for _ in rounds(kills, seconds):
                 load.wait_more(20)
                 workers = eventually(lambda: len(w := program.workers()) == 3 and w, "three")
                 victim = random.choice(list(workers.values()))
-                deaths.append((victim, time.monotonic()))
+                killed.add(victim)
+                before = time.monotonic()
                 os.kill(victim, signal.SIGKILL)
+                deaths.append((before, time.monotonic()))
                 time.sleep(pause)
             eventually(lambda: len(program.workers()) == 3, "all are back")
             load.wait_more(20)
-        killed = {pid for pid, _ in deaths}
         for broken in load.broken:
             assert isinstance(broken.cause, GENTLE), broken
-            during = any(broken.since <= when + 1 for _, when in deaths)
-            assert broken.pid in killed or (broken.pid == 0 and during), broken
+            during = any(broken.since <= end and start <= broken.until for start, end in deaths)
+            assert during and (broken.pid in killed or not broken.pid), broken
         assert len(killed) == len(deaths) >= kills
         assert program.end(signal.SIGTERM)[0] == 0
         assert len(re.findall("ended with signal 9", program.log())) == len(deaths)

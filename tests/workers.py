@@ -234,6 +234,7 @@ class Broken(Exception):
     def __init__(self, pid: int, since: float, cause: Exception) -> None:
         super().__init__(f"worker process {pid}: {cause!r}")
         self.pid, self.since, self.cause = pid, since, cause
+        self.until = time.monotonic()
 
 
 class Load:
