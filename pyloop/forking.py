@@ -20,7 +20,9 @@ from pyloop.loop import Loop
 __all__ = ["STOP_SIGNALS", "fork_child"]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
+_ORDERS = {*STOP_SIGNALS, signal.SIGHUP, signal.SIGCHLD, signal.SIGTTIN, signal.SIGTTOU}
+"""What is for the parent. Handlers of other signals are the program's, in the child too."""
+_OF_TERMINALS = (signal.SIGINT, signal.SIGHUP)
 _kept: list[object] = []
 
 
@@ -28,10 +30,10 @@ def fork_child(main: Callable[[], int | None]) -> int:
     """Fork; the child runs `main` and exits with what it returns, 0 for None.
 
     The loop that the calling thread runs, if any, is flushed before and closed in the child, which
-    lets go of everything that the loop owned there. Handlers of signals are the parent's: the child
-    has the default actions, for SIGTERM in any case, and ignores what the parent ignores; SIGINT,
-    which a terminal sends to the whole group, does nothing. The child ends by _exit(2): nothing
-    that was registered with atexit runs.
+    lets go of everything that the loop owned there. What the loop handled, and SIGTERM in any
+    case, has its default action in the child; what the parent ignores the child ignores; SIGINT
+    and SIGHUP, which a terminal sends to the whole group, do nothing. The child ends by _exit(2):
+    nothing that was registered with atexit runs.
 
     Any thread may call it, and is the child's main thread. Loops that other threads run are left
     alone in the child, fds and all: they may have been in the middle of anything.
@@ -83,11 +85,13 @@ def _let_go(loop: Any) -> None:
     if loop is not None:
         _leave(loop)
     # After the loop, which gives back the signals that it had taken.
-    for number in signal.valid_signals():
+    for number in _ORDERS:
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, _ignore)  # SIG_IGN would be inherited through exec
+    for number in _OF_TERMINALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _ignore)  # SIG_IGN would be inherited through exec
 
 
 def _leave(loop: Any) -> None:
@@ -101,7 +105,11 @@ def _leave(loop: Any) -> None:
     asyncio._set_running_loop(None)
     sys.set_asyncgen_hooks(firstiter=None, finalizer=None)
     if isinstance(loop, Loop):
-        loop.close()
+        loop.close()  # which sets the signals that it handled to their defaults
+    for number in _ORDERS:
+        signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _ignore)  # SIG_IGN would be inherited through exec
 
 
 def _ignore(number: int, frame: object) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pyloop.forking import fork_child
+from pyloop.protocol import log
 from pyloop.server import Server
 from pyloop.slots import Slots
 from pyloop.worker import Post, work
@@ -22,10 +23,10 @@ class Launcher(Protocol):
         ...
 
     def started(self, worker_id: int) -> None:
-        """Hear that a worker is ready."""
+        """Hear that a worker is ready. Raises nothing."""
 
     def ended(self, worker_id: int) -> None:
-        """Hear that a worker which was ready has ended."""
+        """Hear that a worker which was ready has ended. Raises nothing."""
 
 
 class ForkLauncher:
@@ -52,10 +53,17 @@ class ForkLauncher:
 
     def started(self, worker_id: int) -> None:
         for server in self._servers:
-            if server._on_worker_start is not None:
-                server._on_worker_start(server, worker_id)
+            _call(server._on_worker_start, server, worker_id)
 
     def ended(self, worker_id: int) -> None:
         for server in self._servers:
-            if server._on_worker_stop is not None:
-                server._on_worker_stop(server, worker_id)
+            _call(server._on_worker_stop, server, worker_id)
+
+
+def _call(hook: Callable[[Server, int], None] | None, server: Server, worker_id: int) -> None:
+    """Call a hook, whose exceptions are nobody else's."""
+    try:
+        if hook is not None:
+            hook(server, worker_id)
+    except Exception:
+        log.exception("%r raised for worker %d of %r", hook, worker_id, server)

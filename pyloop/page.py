@@ -46,7 +46,11 @@ class Page:
     def __init__(self, cells: int, servers: int, label: str = "") -> None:
         size = page_bytes(cells, servers)
         where = ffi.new("void **")
-        self.fd = check(lib.pl_memory_new(NAME.encode(), size, where))
+        try:
+            self.fd = check(lib.pl_memory_new(NAME.encode(), size, where))
+        except OSError as exc:
+            what = f"cannot make {size} bytes of shared memory for the counters: {exc.strerror}"
+            raise OSError(exc.errno, what) from None
         self._map(where[0], size)
         self._shape(cells, servers)
         header = self.header
@@ -153,6 +157,12 @@ class Page:
         cell.loop.running_since = 0
         for server in range(self.servers):
             self.counters(number, server).open = 0
+
+    def withdraw(self, number: int) -> None:
+        """Undo a claim: the process could not be started."""
+        self.free(number)
+        self.cell(number).starts -= 1
+        self.header.started -= 1
 
     def note_exit(self, status: int) -> None:
         """Count how a process ended, by its status as from os.waitstatus_to_exitcode."""

@@ -19,7 +19,7 @@ from pyloop.framing import Lines
 from pyloop.loop import running_loop
 from pyloop.protocol import Protocol, log
 from pyloop.watchdog import Limits
-from pyloop.worker import FAILED, READY, RETIRE
+from pyloop.worker import ABORT, FAILED, READY, RETIRE
 
 __all__ = ["Slot", "WorkerProcess"]
 
@@ -34,6 +34,7 @@ class WorkerProcess(Protocol):
         pid: 0 before it was started.
         ready_at: time.monotonic() when it said so; 0.0 before.
         doomed: it was told to leave, so its end is no surprise.
+        ended: its pid may be another's by now.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class WorkerProcess(Protocol):
         self.pid = 0
         self.ready_at = 0.0
         self.doomed = False
+        self.ended = False
         self.recycled = False
         self.ending: asyncio.Future[None] | None = None
         self._on_ready, self._on_failure = on_ready, on_failure
@@ -120,6 +122,11 @@ class WorkerProcess(Protocol):
         if self._conn is not None:
             self._conn.send(RETIRE)
 
+    def abort(self) -> None:
+        """Have it stop, and abort its connections."""
+        if self._conn is not None:
+            self._conn.send(ABORT)
+
     @property
     def is_overdue(self) -> bool:
         """Should it have left by now?"""
@@ -132,21 +139,22 @@ class WorkerProcess(Protocol):
         return late and first
 
     def kill(self, number: int) -> None:
-        """Send it a signal; it has not been reaped, so its pid is its own."""
+        """Send it a signal, unless it has ended."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+            if not self.ended:
+                os.kill(self.pid, number)
 
 
 class Slot:
     """The place of one worker, filled by one process after another."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, backoff: float) -> None:
         self.number = number
+        self.backoff = backoff
         self.incoming: WorkerProcess | None = None
         self.current: WorkerProcess | None = None
         self.leaving: WorkerProcess | None = None
         self.unready_deaths = 0
-        self.early_deaths = 0
         self.removed = False
         self.respawn: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()

@@ -114,8 +114,8 @@ class Server:
         model: "loop", "thread" (one per connection) or "fork" (a process per connection).
         workers: processes that serve, under a supervisor: `run` only. "auto": one per core.
         backlog: connections that the kernel may hold for accept.
-        max_connections: accepting pauses at this many; None is no limit, 1,000 threads, 512
-            processes.
+        max_connections: accepting pauses at this many, in each worker; None is no limit, 1,000
+            threads, 512 processes.
         idle_timeout: seconds without a whole message or output taken, None for none.
         handshake_timeout: seconds for the TLS handshake.
         message_timeout: seconds from a message's first byte to its last, None for none.
@@ -123,7 +123,8 @@ class Server:
         linger: seconds that a closed connection waits for the peer's end of stream.
         write_limit: bytes queued for a peer beyond which a further send aborts it.
         read_limit: bytes of messages that a coroutine handler may leave waiting.
-        on_start, on_stop: called with the server when it starts and has stopped; may be async.
+        on_start, on_stop: called with the server when it starts and has stopped, in each worker;
+            may be async.
         worker_timeout: seconds after which a worker whose loop does not turn is replaced.
         max_rss, max_lifetime, max_messages: bytes of memory, seconds, and messages received after
             which a worker is replaced, give or take a tenth; None for no limit.
@@ -251,12 +252,15 @@ class Server:
 
         Raises:
             OSError: the address cannot be listened on; the message names it.
-            RuntimeError: no pyloop.Loop is running, the server was started already, or its model
-                is not "loop".
+            RuntimeError: no pyloop.Loop is running, the server was started already, or it has a
+                model or workers that only `run` serves.
         """
         if self._model != "loop" or self._supervision.workers != 1:
-            what = f'model="{self._model}"' if self._model != "loop" else "workers"
-            raise RuntimeError(f"a Server with {what} is served by pyloop.run(server) only")
+            model, workers = self._model, self._supervision.workers
+            what = f'model="{model}"' if model != "loop" else f"workers={workers}"
+            raise RuntimeError(
+                f"Server.start(): a server with {what} is served by pyloop.run(server)"
+            )
         await self._start()
 
     async def _start(self) -> None:

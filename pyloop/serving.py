@@ -67,8 +67,17 @@ class Stage:
     def stop(self) -> None:
         """Stop in good order; told again, abort."""
         if self._stop.is_set():
-            for server in self._servers:
-                server.abort()
+            self.abort()
+        self.leave()
+
+    def leave(self) -> None:
+        """Stop in good order, however often it is told."""
+        self._stop.set()
+
+    def abort(self) -> None:
+        """Stop, and abort every connection."""
+        for server in self._servers:
+            server.abort()
         self._stop.set()
 
     def retire(self) -> None:

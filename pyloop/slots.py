@@ -8,6 +8,7 @@ its own in a SO_REUSEPORT group. A Unix socket, and one that was handed in, all 
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import time
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = ["Slots"]
 
 _HANDSHAKE_SECONDS = 1.0
 _LOOK_SECONDS = 0.05
+_ATTEMPTS = 20
 
 
 class Slots:
@@ -31,8 +33,11 @@ class Slots:
         self._infos: list[Any] = []
         self._slots: list[Listening] = []
 
-    def open(self, count: int) -> None:
+    async def open(self, count: int) -> None:
         """Listen, for `count` slots.
+
+        An address in use is tried again for a second: when a supervisor was killed, its workers
+        notice and leave, and who starts the next one at once should not have to know.
 
         Raises:
             OSError: the address cannot be listened on; nothing stays open.
@@ -40,6 +45,16 @@ class Slots:
         place = self._place
         for host in () if place.sock or place.path else place.hosts:
             self._infos += resolve_now(host, place.port, "cannot listen on", socket.AI_PASSIVE)
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._open(count)
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE:
+                    raise
+            await asyncio.sleep(_LOOK_SECONDS)
+        self._open(count)
+
+    def _open(self, count: int) -> None:
         try:
             for _ in range(count):
                 self.add()

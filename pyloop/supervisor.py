@@ -27,16 +27,19 @@ from pyloop.serving import Signals, label_of, make_page
 from pyloop.slots import Slots
 from pyloop.supervision import WORKERS_MAX, Supervision
 from pyloop.watchdog import Watchdog
-from pyloop.worker import GRACE_SECONDS, Post
+from pyloop.worker import Post
 
 __all__ = ["Supervisor", "cells_for", "supervise"]
 
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 10.0
-"""Seconds before a slot's worker is started again: doubled with each early death in a row."""
+"""Seconds before a slot's worker is started again: doubled with each early death."""
 SETTLED_SECONDS = 1.0
 """A worker that was ready for so long is restarted at once."""
 GIVE_UP_AFTER = 5
 """Deaths before readiness in a row, in every slot, after which there is no hope."""
+GRACE_SECONDS = 5.0
+"""Beyond the time it has, before a worker that does not leave is killed. To stop it has
+drain_timeout; to retire twice that, first for its clients to finish, then as any that stops."""
 _CELLS_PER_SLOT = 2
 _SLOTS_SPARE = 64
 _TOLD = 32
@@ -65,7 +68,8 @@ class Supervisor:
         self._page = page
         self._loop = asyncio.get_running_loop()
         self._watchdog = Watchdog(page, settings)
-        self._slots = [Slot(number) for number in range(settings.workers)]
+        self._patience = 2 * drain_timeout + GRACE_SECONDS
+        self._slots = [Slot(number, BACKOFF_FIRST) for number in range(settings.workers)]
         self._processes: dict[int, WorkerProcess] = {}
         self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._reload_waits = False
@@ -113,29 +117,31 @@ class Supervisor:
         limits = self._watchdog.limits(cell)
         process = WorkerProcess(slot, cell, limits, self._heard_ready, self._heard_failure)
         slot.incoming = process
-        theirs = process.open_pipe()
-        post = Post(
-            worker_id=slot.worker_id,
-            page=self._page,
-            cell=cell,
-            orders=theirs,
-            stack_fd=self._watchdog.stack_fd,
-            sockets=tuple(place.sockets(slot.number) for place in self._places),
-            shared=tuple(place.shared for place in self._places),
-        )
         self._page.claim(cell, slot.worker_id)
         try:
-            process.pid = self._launcher.launch(post)
-        except OSError as exc:
-            log.error("worker %d cannot be started: %s", slot.worker_id, exc)
-            process.close_pipe()
-            self._loop.call_soon(self._ended, process, 1)
+            process.pid = self._launch(process)
+        except Exception as exc:  # fds, memory or processes run short for a while
+            foreseen = isinstance(exc, OSError)
+            log.error("worker %d cannot be started: %s", slot.worker_id, exc, exc_info=not foreseen)
+            self._loop.call_soon(self._withdraw, process)
             return process
-        finally:
-            theirs.close()
         self._page.cell(cell).pid = process.pid
         self._processes[process.pid] = process
         return process
+
+    def _launch(self, process: WorkerProcess) -> int:
+        slot = process.slot
+        with process.open_pipe() as theirs:
+            post = Post(
+                worker_id=slot.worker_id,
+                page=self._page,
+                cell=process.cell,
+                orders=theirs,
+                stack_fd=self._watchdog.stack_fd,
+                sockets=tuple(place.sockets(slot.number) for place in self._places),
+                shared=tuple(place.shared for place in self._places),
+            )
+            return self._launcher.launch(post)
 
     def _heard_ready(self, process: WorkerProcess) -> None:
         slot = process.slot
@@ -146,8 +152,8 @@ class Supervisor:
         slot.unready_deaths = 0
         old = slot.promote()
         if old is not None:
-            old.retire(self._drain_timeout + GRACE_SECONDS)
-        self._call_hook(self._launcher.started, slot.worker_id)
+            old.retire(self._patience)
+        self._launcher.started(slot.worker_id)
         process.settle(True)
 
     def _heard_failure(self, process: WorkerProcess, text: str) -> None:
@@ -156,24 +162,21 @@ class Supervisor:
             self._told.append(text)
             log.error("worker %d (pid %d) failed:\n%s", process.slot.worker_id, process.pid, text)
 
-    def _call_hook(self, hook: Callable[[int], None], worker_id: int) -> None:
-        try:
-            hook(worker_id)
-        except Exception:
-            log.exception("a hook of worker %d raised", worker_id)
-
     # ---- processes go ----
 
     def _reap(self) -> None:
         """Take the status of those of our processes that have ended, and of no others."""
         for pid, process in tuple(self._processes.items()):
-            with contextlib.suppress(ChildProcessError):
+            try:
                 got, status = os.waitpid(pid, os.WNOHANG)
-                if got:
-                    del self._processes[pid]
-                    self._watchdog.forget(pid)
-                    ending = self._hear_out(process, os.waitstatus_to_exitcode(status))
-                    process.ending = asyncio.ensure_future(ending)
+            except ChildProcessError:  # a hook took the status of every child
+                got, status = pid, 0xFF00
+            if got:
+                del self._processes[pid]
+                process.ended = True
+                self._watchdog.forget(pid)
+                ending = self._hear_out(process, os.waitstatus_to_exitcode(status))
+                process.ending = asyncio.ensure_future(ending)
 
     async def _hear_out(self, process: WorkerProcess, status: int) -> None:
         """What it had to say may be in the pipe still."""
@@ -181,16 +184,25 @@ class Supervisor:
         self._ended(process, status)
 
     def _ended(self, process: WorkerProcess, status: int) -> None:
-        slot = process.slot
         self._page.free(process.cell)
         self._page.note_exit(status)
         expected = self._stopping.is_set() or process.doomed
         how = f"signal {-status}" if status < 0 else f"status {status}"
         report = log.info if expected else log.error
-        report("worker %d (pid %d) ended with %s", slot.worker_id, process.pid, how)
-        slot.drop(process)
+        report("worker %d (pid %d) ended with %s", *process.names, how)
         if process.ready_at:
-            self._call_hook(self._launcher.ended, slot.worker_id)
+            self._launcher.ended(process.slot.worker_id)
+        self._drop(process)
+
+    def _withdraw(self, process: WorkerProcess) -> None:
+        """Forget a process that could not be started."""
+        process.close_pipe()
+        self._page.withdraw(process.cell)
+        self._drop(process)
+
+    def _drop(self, process: WorkerProcess) -> None:
+        slot = process.slot
+        slot.drop(process)
         process.settle(False)
         if self._stopping.is_set():
             self._check_gone()
@@ -199,21 +211,20 @@ class Supervisor:
 
     def _plan_respawn(self, slot: Slot, process: WorkerProcess) -> None:
         """At once if it had settled; else later and later, and in the end not at all."""
-        if not process.ready_at:
+        if process.pid and not process.ready_at:
             slot.unready_deaths += 1
         if all(s.unready_deaths >= GIVE_UP_AFTER for s in self._slots):
             log.critical("no worker became ready in %d attempts of each: giving up", GIVE_UP_AFTER)
             self._hopeless = True
             self._stopping.set()
             return
-        settled = process.ready_at and time.monotonic() - process.ready_at >= SETTLED_SECONDS
-        slot.early_deaths = 0 if settled else slot.early_deaths + 1
-        delay = min(BACKOFF_FIRST * 2 ** (slot.early_deaths - 1), BACKOFF_MOST)
-        if settled:
+        if process.ready_at and time.monotonic() - process.ready_at >= SETTLED_SECONDS:
+            slot.backoff = BACKOFF_FIRST
             self._respawn(slot)
         else:
-            log.info("worker %d is started again in %.1f s", slot.worker_id, delay)
-            slot.respawn = self._loop.call_later(delay, self._respawn, slot)
+            log.info("worker %d is started again in %.1f s", slot.worker_id, slot.backoff)
+            slot.respawn = self._loop.call_later(slot.backoff, self._respawn, slot)
+            slot.backoff = min(2 * slot.backoff, BACKOFF_MOST)
 
     def _respawn(self, slot: Slot) -> None:
         slot.respawn = None
@@ -223,9 +234,11 @@ class Supervisor:
     # ---- stopping ----
 
     def _stop(self) -> None:
-        """SIGTERM or SIGINT; again, and the workers abort."""
+        """SIGTERM or SIGINT; again, and the workers abort, or are killed if they cannot."""
         if self._stopping.is_set():
-            self._signal_all(signal.SIGTERM)
+            for process in self._processes.values():
+                process.abort()
+            self._loop.call_later(GRACE_SECONDS, self._kill_all)
         self._stopping.set()
 
     def _signal_all(self, number: int) -> None:
@@ -245,14 +258,14 @@ class Supervisor:
         for place in self._places:
             place.close()
         self._check_gone()
-        for patience in (self._drain_timeout + GRACE_SECONDS, None):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    await self._gone.wait()
-                    return
-            for process in self._processes.values():
-                log.error("worker %d (pid %d) does not stop: killed", *process.names)
-            self._signal_all(signal.SIGKILL)
+        late = self._loop.call_later(self._drain_timeout + GRACE_SECONDS, self._kill_all)
+        await self._gone.wait()
+        late.cancel()
+
+    def _kill_all(self) -> None:
+        for process in self._processes.values():
+            log.error("worker %d (pid %d) does not stop: killed", *process.names)
+        self._signal_all(signal.SIGKILL)
 
     # ---- looking at them ----
 
@@ -260,36 +273,16 @@ class Supervisor:
         while True:
             await asyncio.sleep(self._watchdog.interval)
             for process in tuple(self._processes.values()):
-                if process.ready_at and self._watchdog.hangs(process.pid, process.cell):
-                    await self._end_hanging(process)
-                elif process.is_overdue:
-                    log.error("worker %d (pid %d) does not leave: killed", *process.names)
-                    process.kill(signal.SIGKILL)
-                elif process is process.slot.current and not process.recycled:
-                    self._recycle_if_over(process)
-                elif process.is_slow_to_start(self._settings.worker_timeout or 30.0):
-                    log.warning("worker %d (pid %d) is not ready yet: waiting", *process.names)
+                try:
+                    if why := await self._watchdog.look_at(process):
+                        self._recycle_soon(process, why)
+                except Exception:
+                    log.exception("worker %d (pid %d) cannot be looked at", *process.names)
 
-    async def _end_hanging(self, process: WorkerProcess) -> None:
-        stack = await self._watchdog.stack_of(process.pid)
-        if process.pid not in self._processes:
-            return  # it has ended by itself
-        log.error(
-            "worker %d (pid %d) has not turned its loop for %g s and is replaced; it hangs in:\n%s",
-            *process.names,
-            self._settings.worker_timeout,
-            stack,
-        )
-        self._page.header.hung += 1
-        self._watchdog.forget(process.pid)
-        process.kill(signal.SIGKILL)
-
-    def _recycle_if_over(self, process: WorkerProcess) -> None:
-        why = self._watchdog.over(process.limits, process.pid, process.cell)
-        if why:
-            log.info("worker %d (pid %d) is replaced: %s", *process.names, why)
-            process.recycled = True
-            self._jobs.put_nowait(lambda: self._recycle(process))
+    def _recycle_soon(self, process: WorkerProcess, why: str) -> None:
+        log.info("worker %d (pid %d) is replaced: %s", *process.names, why)
+        process.recycled = True
+        self._jobs.put_nowait(lambda: self._recycle(process))
 
     # ---- jobs ----
 
@@ -339,12 +332,23 @@ class Supervisor:
         if (number + 1) * _CELLS_PER_SLOT > self._page.header.cells:
             log.error("SIGTTIN: there are %d workers already, the most there can be", number)
             return
-        for place in self._places:
-            place.add()
-        slot = Slot(number)
+        try:
+            self._add_places()
+        except OSError as exc:
+            log.error("SIGTTIN: %s", exc)
+            return
+        slot = Slot(number, BACKOFF_FIRST)
         self._slots.append(slot)
         self._spawn(slot)
         log.info("SIGTTIN: %d workers", len(self._slots))
+
+    def _add_places(self) -> None:
+        """Listen for one slot more everywhere, or nowhere."""
+        with contextlib.ExitStack() as undo:
+            for place in self._places:
+                place.add()
+                undo.callback(place.remove)
+            undo.pop_all()
 
     def _remove_slot(self) -> None:
         self._jobs.put_nowait(self._do_remove_slot)
@@ -359,7 +363,7 @@ class Supervisor:
         slot.removed = True
         slot.cancel_respawn()
         for process in slot.processes:
-            process.retire(self._drain_timeout + GRACE_SECONDS)
+            process.retire(self._patience)
         while slot.processes:
             await slot.change()
         for place in self._places:
@@ -381,7 +385,7 @@ async def supervise(
     page = make_page(servers, cells_for(settings.workers))
     try:
         for server, place in zip(servers, places, strict=True):
-            place.open(settings.workers)
+            await place.open(settings.workers)
             server._listening = place.first
         page.set_label(label_of(servers))
         launcher = ForkLauncher(servers, places, backend, debug)

@@ -9,15 +9,22 @@ machine that was suspended, or processes that were stopped and continued togethe
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
+import signal
+import tempfile
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from pyloop.core import lib
 from pyloop.page import Page
+from pyloop.protocol import log
 from pyloop.supervision import Supervision
 from pyloop.worker import STACK_SIGNAL
+
+if TYPE_CHECKING:
+    from pyloop.process import WorkerProcess
 
 __all__ = ["Limits", "Watchdog"]
 
@@ -27,6 +34,7 @@ _STACK_SECONDS = 1.0
 _STACK_LOOK_SECONDS = 0.02
 _STACK_BYTES = 64 * 1024
 _SPREAD = 0.1
+_SLOW_SECONDS = 30.0
 
 
 def _jittered(limit: float) -> float:
@@ -46,24 +54,51 @@ class Limits:
     """What its cell had counted when it was born."""
 
 
+def _stack_file() -> int:
+    """Make a file without a name, to which a worker that hangs writes its stack."""
+    try:
+        if hasattr(os, "memfd_create"):
+            return os.memfd_create("pyloop-stack")
+        fd, path = tempfile.mkstemp()
+        os.unlink(path)
+        return fd
+    except OSError as exc:
+        what = f"cannot make a file for the stacks of workers: {exc.strerror}"
+        raise OSError(exc.errno, what) from None
+
+
 class Watchdog:
     """Looks at workers through their cells, and asks one that hangs for its stack."""
 
     def __init__(self, page: Page, settings: Supervision) -> None:
         self._page, self._settings = page, settings
         self._seen: dict[int, tuple[int, int]] = {}  # pid: running_since, and in how many looks
-        self.stack_fd = os.memfd_create("pyloop-stack") if hasattr(os, "memfd_create") else -1
+        self.stack_fd = _stack_file()
 
     def close(self) -> None:
         """Give up the stack file."""
-        if self.stack_fd >= 0:
-            os.close(self.stack_fd)
+        os.close(self.stack_fd)
 
     @property
     def interval(self) -> float:
         """Seconds between two looks."""
         timeout = self._settings.worker_timeout
         return min(1.0, timeout / LOOKS) if timeout else 1.0
+
+    async def look_at(self, process: WorkerProcess) -> str:
+        """Kill a process that hangs or is overdue. Returns why another is to be replaced, or ""."""
+        if process.ended:
+            return ""
+        if process.ready_at and self.hangs(process.pid, process.cell):
+            await self._end_hanging(process)
+        elif process.is_overdue:
+            log.error("worker %d (pid %d) does not leave: killed", *process.names)
+            process.kill(signal.SIGKILL)
+        elif process is process.slot.current and not (process.recycled or process.doomed):
+            return self.over(process.limits, process.pid, process.cell)
+        elif process.is_slow_to_start(self._settings.worker_timeout or _SLOW_SECONDS):
+            log.warning("worker %d (pid %d) is not ready yet: waiting", *process.names)
+        return ""
 
     # ---- loops that do not turn ----
 
@@ -84,12 +119,26 @@ class Watchdog:
         """Its process has ended."""
         self._seen.pop(pid, None)
 
-    async def stack_of(self, pid: int) -> str:
+    async def _end_hanging(self, process: WorkerProcess) -> None:
+        loop = self._page.cell(process.cell).loop
+        since = loop.running_since
+        stack = await self._stack_of(process)
+        if process.ended or loop.running_since != since:
+            return  # by itself; or it goes on
+        log.error(
+            "worker %d (pid %d) has not turned its loop for %g s and is replaced; it hangs in:\n%s",
+            *process.names,
+            self._settings.worker_timeout,
+            stack,
+        )
+        self._page.header.hung += 1
+        process.kill(signal.SIGKILL)
+
+    async def _stack_of(self, process: WorkerProcess) -> str:
         """Return the Python stacks of a process that hangs, as faulthandler writes them."""
         os.ftruncate(self.stack_fd, 0)
         os.lseek(self.stack_fd, 0, os.SEEK_SET)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, STACK_SIGNAL)
+        process.kill(STACK_SIGNAL)
         size = 0
         for _ in range(int(_STACK_SECONDS / _STACK_LOOK_SECONDS)):
             await asyncio.sleep(_STACK_LOOK_SECONDS)
@@ -99,7 +148,7 @@ class Watchdog:
         stack = os.pread(self.stack_fd, _STACK_BYTES, 0).decode("utf-8", "replace")
         return (
             _without_supervisor(stack)
-            or "(it did not write its stack: it is stopped, or in a system call)"
+            or "(it did not write its stack: it is stopped, or the kernel does not let go of it)"
         )
 
     # ---- limits ----
@@ -121,7 +170,9 @@ class Watchdog:
         return sum(page.counters(cell_number, server).messages_in for server in servers)
 
     def over(self, limits: Limits, pid: int, cell_number: int) -> str:
-        """Say which limit a worker is over; "" for none."""
+        """Say why a worker is to be replaced: the limit it is over; "" for no reason."""
+        if self._page.cell(cell_number).state == lib.PL_CELL_LEAVING:
+            return "it was told to stop, not by its supervisor"
         if limits.max_lifetime and time.monotonic() - limits.born > limits.max_lifetime:
             return f"it has served for {time.monotonic() - limits.born:.0f} s (max_lifetime)"
         if limits.max_messages:

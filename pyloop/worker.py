@@ -1,11 +1,13 @@
 """A worker: one process that serves its slot's sockets, and does what its supervisor says.
 
     supervisor  --"retire"-->  worker        over a socketpair, a line each; its end means: leave
+                --"abort"-->
                 <--{"ready": true}--
                 <--{"failed": traceback}--
 
-SIGTERM means: stop. SIGINT, which a terminal sends to everybody, means nothing. A worker that
-hangs when its supervisor dies reads no pipe: the kernel tells it so, and an alarm ends it in time.
+SIGTERM means: stop, and no more than that if it comes twice, from the supervisor and from whoever
+signals a whole group. SIGINT and SIGHUP, which a terminal sends to everybody, mean nothing. SIGIO
+comes with each order.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import fcntl
 import json
-import math
 import os
 import signal
 import socket
@@ -29,16 +31,15 @@ from pyloop.protocol import log
 from pyloop.server import Server
 from pyloop.serving import Signals, Stage, count_in
 
-__all__ = ["FAILED", "GRACE_SECONDS", "READY", "RETIRE", "STACK_SIGNAL", "Post", "work"]
+__all__ = ["ABORT", "FAILED", "READY", "RETIRE", "STACK_SIGNAL", "Post", "work"]
 
 STACK_SIGNAL = signal.SIGRTMIN + 4 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
 """Has a worker write the stacks of its threads, whatever it is doing."""
 
-ORPHAN_SIGNAL = STACK_SIGNAL + 1 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR1
-GRACE_SECONDS = 5.0
-"""Beyond drain_timeout, before a worker that does not leave is killed."""
+ORPHAN_SECONDS = 5.0
+"""Beyond drain_timeout, before a worker without a supervisor is ended by SIGALRM."""
 
-RETIRE = b"retire"
+RETIRE, ABORT = b"retire", b"abort"
 READY, FAILED = "ready", "failed"
 _TRACEBACK_BYTES = 32 * 1024
 
@@ -62,19 +63,8 @@ class Post:
 def work(servers: tuple[Server, ...], post: Post, backend: str, debug: bool | None) -> int:
     """Serve until told to leave. Returns the exit status."""
     faulthandler.register(STACK_SIGNAL, file=post.stack_fd, all_threads=True)
-    _mind_orphanhood(max(server._drain_timeout for server in servers) + GRACE_SECONDS)
     with asyncio.Runner(debug=debug, loop_factory=lambda: new_event_loop(backend)) as runner:
         return runner.run(_work(servers, post))
-
-
-def _mind_orphanhood(patience: float) -> None:
-    """End this process `patience` seconds after the supervisor's death, should it still be there.
-
-    Python runs the handler in a busy loop too, and SIGALRM needs nobody to handle it.
-    """
-    seconds = math.ceil(patience)
-    signal.signal(ORPHAN_SIGNAL, lambda number, frame: signal.alarm(seconds))
-    lib.pl_orphan_signal(ORPHAN_SIGNAL)
 
 
 async def _work(servers: tuple[Server, ...], post: Post) -> int:
@@ -87,6 +77,7 @@ async def _work(servers: tuple[Server, ...], post: Post) -> int:
     cell.pid = os.getpid()
     stage = Stage(servers)
     boss = _Boss(post.orders, stage)
+    boss.outlive(max(server._drain_timeout for server in servers) + ORPHAN_SECONDS)
 
     def ready() -> None:
         cell.state = lib.PL_CELL_READY
@@ -95,7 +86,7 @@ async def _work(servers: tuple[Server, ...], post: Post) -> int:
     def leaving() -> None:
         cell.state = lib.PL_CELL_LEAVING
 
-    with Signals(stage.stop, signal.SIGTERM):
+    with Signals(stage.leave, signal.SIGTERM):
         try:
             await stage.run(ready, leaving)
         except Exception:
@@ -114,6 +105,25 @@ class _Boss:
         sock.setblocking(False)
         asyncio.get_running_loop().add_reader(sock, self._listen)
 
+    def outlive(self, seconds: float) -> None:
+        """When the supervisor is gone, live on for `seconds` at most.
+
+        A loop that hangs does not notice. A signal tells even an endless loop in Python that the
+        socket has something to say; a hung worker would keep its port for ever.
+
+        Source: fcntl(2), O_ASYNC.
+        """
+
+        def heard(number: int, frame: object) -> None:
+            with contextlib.suppress(BlockingIOError):
+                if not self._sock.recv(1, socket.MSG_PEEK):
+                    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+        signal.signal(signal.SIGIO, heard)
+        fcntl.fcntl(self._sock, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(self._sock, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+
     def say(self, report: dict[str, object]) -> None:
         """Report; a supervisor that is gone, or stuck, is no reason to wait."""
         with contextlib.suppress(OSError):
@@ -129,7 +139,9 @@ class _Boss:
         *orders, self._heard = (self._heard + data).split(b"\n")
         if RETIRE in orders:
             self._stage.retire()
+        if ABORT in orders:
+            self._stage.abort()
         if not data:
             asyncio.get_running_loop().remove_reader(self._sock)
             log.warning("the supervisor of worker process %d is gone: stopping", os.getpid())
-            self._stage.stop()
+            self._stage.leave()

@@ -68,10 +68,11 @@ def running(
     backend: str | None = None,
     stdin: Any = subprocess.DEVNULL,
     wrap: tuple[str, ...] = (),
+    args: tuple[str, ...] = (),
 ) -> Iterator[Example]:
     """Run an example on a free port; `wrap` is a command that runs it."""
     with subprocess.Popen(
-        [*wrap, *command(name, "--port", "0")],
+        [*wrap, *command(name, "--port", "0", *args)],
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -279,3 +280,21 @@ def test_sandbox_ends_who_asks_for_too_much_and_nobody_else() -> None:
                 assert (lines.readline(), lines.readline()) == (b"try: digits NUMBER\n", b"7\n")
         status, out, err = example.interrupt()
         assert (status, out, err) == (0, "2 clients, 1 of them ended by the kernel\n", "")
+
+
+# ---- workers ----
+
+
+def test_workers_say_who_answers_and_end_on_ctrl_c(backend: str) -> None:
+    with running("workers.py", backend, args=("--workers", "2")) as example:
+        example.line()  # the other one
+        assert example.greeting.endswith(f"; the supervisor is {example.process.pid}\n")
+        for number in range(1, 9):
+            answer = talk(example, b"hello\n")
+            assert re.fullmatch(
+                rb"worker [12] \(pid \d+\), of 2: %d lines so far\n" % number, answer
+            )
+        status, _, err = example.interrupt()
+        assert status == 0
+        assert len(re.findall(r"worker \d \(pid \d+\) is ready", err)) == 2
+        bind(example.port)
