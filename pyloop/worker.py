@@ -115,14 +115,21 @@ class _Boss:
         """
 
         def heard(number: int, frame: object) -> None:
-            with contextlib.suppress(BlockingIOError):
-                if not self._sock.recv(1, socket.MSG_PEEK):
-                    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-                    signal.setitimer(signal.ITIMER_REAL, seconds)
+            if self._is_gone():
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.setitimer(signal.ITIMER_REAL, seconds)
 
         signal.signal(signal.SIGIO, heard)
         fcntl.fcntl(self._sock, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(self._sock, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+
+    def _is_gone(self) -> bool:
+        try:
+            return not self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def say(self, report: dict[str, object]) -> None:
         """Report; a supervisor that is gone, or stuck, is no reason to wait."""

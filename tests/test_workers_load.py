@@ -56,9 +56,9 @@ def reload_workers(backend: str, reloads: int, seconds: float = 0.0) -> Load:
             for number in rounds(reloads, seconds):
                 program.signal(signal.SIGHUP)
                 program.wait_log("reloaded 2 workers", number + 1)
-            load.wait_more(20)
+                load.wait_more(8)  # each client's second is with the new ones
         assert load.broken == []
-        assert len(load.served) >= 2 + reloads  # not the first ones all the time
+        assert len(load.served) >= 1 + reloads
         assert program.end(signal.SIGTERM)[0] == 0
         assert "ERROR" not in program.log()
         return load
