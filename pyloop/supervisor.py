@@ -15,20 +15,20 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from pyloop.core import lib
-from pyloop.launch import ForkLauncher, Launcher
+from pyloop.launch import Launcher
 from pyloop.page import Page
 from pyloop.process import Slot, WorkerProcess
 from pyloop.protocol import log
-from pyloop.server import Server
-from pyloop.serving import Signals, label_of, make_page
+from pyloop.serving import Signals
 from pyloop.slots import Slots
 from pyloop.supervision import WORKERS_MAX, Supervision
 from pyloop.watchdog import Watchdog
 from pyloop.worker import Post
 
-__all__ = ["Supervisor", "cells_for", "supervise"]
+__all__ = ["Supervisor", "cells_for"]
 
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 10.0
 """Seconds before a slot's worker is started again: doubled with each early death in a row."""
@@ -69,6 +69,7 @@ class Supervisor:
         self._processes: dict[int, WorkerProcess] = {}
         self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._reload_waits = False
+        self._preparing: asyncio.Future[bool] | None = None
         self._told: set[str] = set()  # tracebacks that were logged
         self._stopping = asyncio.Event()
         self._gone = asyncio.Event()  # the last process has ended
@@ -226,6 +227,8 @@ class Supervisor:
         """SIGTERM or SIGINT; again, and the workers abort."""
         if self._stopping.is_set():
             self._signal_all(signal.SIGTERM)
+        else:
+            log.info("stopping; asked again, connections are aborted")
         self._stopping.set()
 
     def _signal_all(self, number: int) -> None:
@@ -319,17 +322,39 @@ class Supervisor:
         if not self._reload_waits:
             self._reload_waits = True
             self._jobs.put_nowait(self._reload)
+        if self._preparing is not None:
+            self._preparing.cancel()  # what it prepares is old already
 
     async def _reload(self) -> None:
         self._reload_waits = False
         self._told.clear()
         log.info("reloading %d workers", len(self._slots))
+        if not await self._prepare():
+            return
         for slot in tuple(self._slots):
             if not await self._replace(slot):
                 log.error("reload: worker %d did not start; the old ones go on", slot.worker_id)
                 return
         self._page.header.reloads += 1
         log.info("reloaded %d workers", len(self._slots))
+
+    async def _prepare(self) -> bool:
+        """Have the launcher get ready, until asked to reload again; false if it is not."""
+        self._preparing = preparing = asyncio.ensure_future(self._launcher.prepare(self.adjust))
+        try:
+            return await preparing
+        except asyncio.CancelledError:
+            if self._stopping.is_set():
+                raise
+            return False
+        finally:
+            self._preparing = None
+
+    def adjust(self, settings: Supervision, drain_timeout: float) -> None:
+        """Change the limits; workers that were started before keep theirs, all but the time-out."""
+        settings = replace(settings, workers=self._settings.workers)
+        self._settings = self._watchdog.settings = settings
+        self._drain_timeout = max(self._drain_timeout, drain_timeout)
 
     def _add_slot(self) -> None:
         self._jobs.put_nowait(self._do_add_slot)
@@ -366,28 +391,3 @@ class Supervisor:
             place.remove()
         self._slots.pop()
         log.info("SIGTTOU: %d workers", len(self._slots))
-
-
-async def supervise(
-    servers: tuple[Server, ...], settings: Supervision, backend: str, debug: bool | None
-) -> None:
-    """Have workers serve, each a fork of this process, until SIGTERM or SIGINT.
-
-    Raises:
-        OSError: an address cannot be listened on.
-        SystemExit: 3, when no worker could start.
-    """
-    places = [Slots(server._place) for server in servers]
-    page = make_page(servers, cells_for(settings.workers))
-    try:
-        for server, place in zip(servers, places, strict=True):
-            place.open(settings.workers)
-            server._listening = place.first
-        page.set_label(label_of(servers))
-        launcher = ForkLauncher(servers, places, backend, debug)
-        drain_timeout = max(server._drain_timeout for server in servers)
-        await Supervisor(launcher, places, settings, drain_timeout, page).run()
-    finally:
-        for place in places:
-            place.close()
-        page.close_fd()
