@@ -60,7 +60,7 @@ $(VENV)/.venv: pyproject.toml
 		echo "or say where it is: make run PYTHON=/path/to/python3.12" >&2; exit 1; fi
 	@"$(PYTHON)" -c "$$PREFLIGHT"
 	@$(PY) -c '' 2>/dev/null || { echo "making $(VENV) with $(PYTHON)"; rm -rf $(VENV); "$(PYTHON)" -m venv $(VENV); }
-	@$(PIP) install "pip>=25.1" "setuptools>=77" "cffi>=1.16"
+	@$(PIP) install "pip>=25.1" "setuptools>=77" "cffi>=1.16" "click>=8.1"
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.venv setup.py build_ffi.py $(CORE)

@@ -39,6 +39,7 @@ _REPORT_BYTES = 1 << 20
 _EXIT_SECONDS = 5.0
 """How long a describer may take to end once it has said all."""
 _LOOK_SECONDS = 0.01
+_SLOW_SECONDS = 30.0
 
 
 def serve(
@@ -176,9 +177,11 @@ async def _ask(application: Application) -> Description:
     Raises:
         ApplicationError: they cannot be loaded.
     """
+    log.info("loading %s", application.target)
+    loop, report = running_loop("serve"), _Report()
     ours, theirs = socket.socketpair()
-    report = _Report()
-    conn = adopt(running_loop("serve"), ours, Lines(max_size=_REPORT_BYTES), report)
+    conn = adopt(loop, ours, Lines(max_size=_REPORT_BYTES), report)
+    slow = loop.call_later(_SLOW_SECONDS, log.warning, "it is not loaded yet: waiting")
     pid, status = 0, None
     try:
         with theirs:
@@ -186,6 +189,7 @@ async def _ask(application: Application) -> Description:
         line = await report.line
         status = await _status_of(pid)
     finally:
+        slow.cancel()
         conn.abort()
         if pid and status is None:
             _kill(pid)
