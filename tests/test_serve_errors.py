@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -187,6 +188,13 @@ def test_help_and_version_are_there():
     )
     version = CliRunner().invoke(cli, ["--version"])
     assert re.fullmatch(r"pyloop \d+\.\d+\.\d+\n", version.output)
+
+
+def test_document_has_every_option():
+    document = (Path(__file__).parent.parent / "docs" / "serving.md").read_text()
+    named = set(re.findall(r"`(--[a-z-]+)", document))
+    options = {name for param in cli.commands["serve"].params for name in param.opts}
+    assert named & options == {name for name in options if name.startswith("--")} - {"--help"}
 
 
 def test_reload_without_watchfiles_names_the_extra():
