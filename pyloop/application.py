@@ -115,11 +115,11 @@ class Application:
                     found = found()
         except ApplicationError:
             raise
+        except SystemExit as exc:
+            how = f"its code ended the interpreter, status {exc.code!r}"
+            raise self._error(f"{how}\n{told(exc)}") from None
         except BaseException as exc:
-            how = (
-                f"ended the interpreter, status {exc.code!r}" if isinstance(exc, SystemExit) else ""
-            )
-            raise self._error(f"its code {how or 'raised an exception'}\n{told(exc)}") from None
+            raise self._error(f"its code raised an exception\n{told(exc)}") from None
         if callable(found) and not isinstance(found, Server):
             hint = "" if self.factory else " (a function that makes one: --factory)"
             raise self._error(f"expected a pyloop.Server, got {found!r}{hint}")

@@ -12,13 +12,15 @@ exec again in the interpreter: no process of the user's inherits them.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from typing import Any
@@ -33,6 +35,8 @@ from pyloop.worker import FAILED, Post, work
 __all__ = ["DESCRIBED", "start_describer", "start_watcher", "start_worker"]
 
 DESCRIBED = "described"
+_OF_TERMINALS = {signal.SIGINT, signal.SIGHUP}
+"""A terminal sends them to all of its processes; here they are for the supervisor."""
 _LOOK_MS = 500
 """How soon a watcher notices that its supervisor is gone."""
 
@@ -47,8 +51,8 @@ def _start(task: str, fds: Sequence[int], **details: Any) -> int:
     command = [sys.executable, *flags, "-m", __name__, order]
 
     def main() -> int:
-        # Handlers do not survive exec: Ctrl-C waits until the interpreter has one that ignores it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Handlers do not survive exec: these wait until the interpreter has its own.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
         for fd in fds:
             os.set_inheritable(fd, True)
         os.execv(sys.executable, command)
@@ -91,13 +95,32 @@ def start_watcher(directory: str, log_level: str) -> int:
 # ---- in the interpreter ----
 
 
+@contextlib.contextmanager
+def _while_supervised(sock: socket.socket) -> Iterator[None]:
+    """Import in this block: the kernel ends the process (SIGIO) if the supervisor ends meanwhile.
+
+    Nobody reads the socket then, and an import may take for ever.
+
+    Source: fcntl(2), F_SETOWN and O_ASYNC.
+    """
+    flags = fcntl.fcntl(sock, fcntl.F_GETFL)
+    fcntl.fcntl(sock, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(sock, fcntl.F_SETFL, flags | os.O_ASYNC)
+    try:
+        yield
+    finally:
+        fcntl.fcntl(sock, fcntl.F_SETFL, flags)
+
+
 def _describe(application: Mapping[str, Any], report: int) -> int:
+    sock = socket.socket(fileno=report)
     answer: dict[str, Any] = {}
     try:
-        answer[DESCRIBED] = describe(Application(**application)).to_json()
+        with _while_supervised(sock):
+            answer[DESCRIBED] = describe(Application(**application)).to_json()
     except ApplicationError as exc:
         answer[FAILED] = str(exc)
-    socket.socket(fileno=report).sendall(json.dumps(answer).encode() + b"\n")
+    sock.sendall(json.dumps(answer).encode() + b"\n")
     return 0
 
 
@@ -105,7 +128,8 @@ def _work(application: Mapping[str, Any], post: Mapping[str, Any], log_level: st
     orders = socket.socket(fileno=post["orders"])
     app, sockets = Application(**application), post["sockets"]
     try:
-        servers = app.load()
+        with _while_supervised(orders):
+            servers = app.load()
         if len(servers) != len(sockets):
             raise ApplicationError(f"there are {len(servers)} servers instead of {len(sockets)}")
     except ApplicationError as exc:
@@ -146,8 +170,9 @@ def _ignore(number: int, frame: object) -> None:
 
 def main() -> int:
     """Do what the argument says. Returns the exit status."""
-    signal.signal(signal.SIGINT, _ignore)  # as in a forked worker
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    for number in _OF_TERMINALS:
+        signal.signal(number, _ignore)  # SIG_IGN would be inherited by the user's processes
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_TERMINALS)
     order = json.loads(sys.argv.pop())
     for fd in order.pop("fds"):
         os.set_inheritable(fd, False)

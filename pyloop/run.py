@@ -105,7 +105,7 @@ async def _supervise(
     """
     places = [Slots(server._place) for server in servers]
     page = make_page(servers, cells_for(settings.workers))
-    with listen(places, settings.workers, page):
+    async with listen(places, settings.workers, page):
         for server, place in zip(servers, places, strict=True):
             server._listening = place.first
         launcher = ForkLauncher(servers, places, backend, debug)

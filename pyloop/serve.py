@@ -73,20 +73,23 @@ async def _serve(application: Application, reload: bool, log_level: str, pid_fil
             stack.enter_context(_watching(application.app_dir, log_level))
         try:
             description = await _first_description(application, changed if reload else None)
-            stack.enter_context(_pid_file(pid_file))
-            await _supervise(application, description, log_level, changed)
+            await _supervise(application, description, log_level, pid_file, changed)
         except asyncio.CancelledError:
             pass  # told to stop before all had started
     log.info("stopped")
 
 
 async def _supervise(
-    application: Application, description: Description, log_level: str, changed: asyncio.Event
+    application: Application,
+    description: Description,
+    log_level: str,
+    pid_file: str,
+    changed: asyncio.Event,
 ) -> None:
     settings = description.settings
     places = [Slots(place) for place in description.places]
     page = Page(cells_for(settings.workers), len(places))
-    with listen(places, settings.workers, page):
+    async with listen(places, settings.workers, page):
         log.info("listening on %s, with %d workers", page.label, settings.workers)
         log.info(
             "Ctrl-C or SIGTERM to %d stops, SIGHUP reloads, SIGTTIN adds a worker, "
@@ -101,7 +104,8 @@ async def _supervise(
         supervisor = Supervisor(launcher, places, settings, timeout, page)
         if changed.is_set():
             supervisor.reload()
-        await supervisor.run()
+        with _pid_file(pid_file):
+            await supervisor.run()
 
 
 @contextlib.contextmanager

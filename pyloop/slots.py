@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from pyloop.address import resolve_now
@@ -118,8 +118,8 @@ class Slots:
         return own.sockets
 
 
-@contextlib.contextmanager
-def listen(places: Sequence[Slots], workers: int, page: Page) -> Iterator[None]:
+@contextlib.asynccontextmanager
+async def listen(places: Sequence[Slots], workers: int, page: Page) -> AsyncIterator[None]:
     """Listen on all places in this block, for so many workers, which count in `page`.
 
     Raises:

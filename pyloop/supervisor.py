@@ -351,9 +351,9 @@ class Supervisor:
             self._preparing = None
 
     def adjust(self, settings: Supervision, drain_timeout: float) -> None:
-        """Change the limits; workers that were started before keep theirs, all but the time-out."""
-        settings = replace(settings, workers=self._settings.workers)
-        self._settings = self._watchdog.settings = settings
+        """Go by other limits from now on; the number of workers stays."""
+        self._settings = replace(settings, workers=self._settings.workers)
+        self._watchdog.adjust(self._settings)
         self._drain_timeout = max(self._drain_timeout, drain_timeout)
 
     def _add_slot(self) -> None:

@@ -50,7 +50,7 @@ class Watchdog:
     """Looks at workers through their cells, and asks one that hangs for its stack."""
 
     def __init__(self, page: Page, settings: Supervision) -> None:
-        self._page, self.settings = page, settings
+        self._page, self._settings = page, settings
         self._seen: dict[int, tuple[int, int]] = {}  # pid: running_since, and in how many looks
         self.stack_fd = os.memfd_create("pyloop-stack") if hasattr(os, "memfd_create") else -1
 
@@ -62,14 +62,14 @@ class Watchdog:
     @property
     def interval(self) -> float:
         """Seconds between two looks."""
-        timeout = self.settings.worker_timeout
+        timeout = self._settings.worker_timeout
         return min(1.0, timeout / LOOKS) if timeout else 1.0
 
     # ---- loops that do not turn ----
 
     def hangs(self, pid: int, cell_number: int) -> bool:
         """Take one look at a worker: has it been in one turn of its loop for worker_timeout?"""
-        timeout = self.settings.worker_timeout
+        timeout = self._settings.worker_timeout
         since = self._page.cell(cell_number).loop.running_since
         if not since or not timeout:
             self._seen.pop(pid, None)
@@ -104,9 +104,13 @@ class Watchdog:
 
     # ---- limits ----
 
+    def adjust(self, settings: Supervision) -> None:
+        """Go by other settings; a worker keeps the limits that it was given."""
+        self._settings = settings
+
     def limits(self, cell_number: int) -> Limits:
         """Return the limits of a worker that is about to start in a cell, each with its jitter."""
-        settings = self.settings
+        settings = self._settings
         return Limits(
             max_rss=_jittered(settings.max_rss),
             max_lifetime=_jittered(settings.max_lifetime),

@@ -51,6 +51,10 @@ SLOW = """if True:
 """To put in front of APP: its import goes on once there is a file `go`."""
 
 
+IN_A_WORKER = 'import sys\nif \'"task": "work"\' in sys.orig_argv[-1]:\n'
+"""To put in front of an indented block: it runs in workers, and not where they are described."""
+
+
 def app(options: str = "") -> str:
     """The source of APP with more arguments of Server."""
     return APP.format(options=options and f", {options}")

@@ -8,11 +8,22 @@ import signal
 import socket
 
 import pytest
-from command import SLOW, Command, app, children, importing, inodes, is_alive, listeners, until
+from command import (
+    IN_A_WORKER,
+    SLOW,
+    Command,
+    app,
+    children,
+    importing,
+    inodes,
+    is_alive,
+    listeners,
+    until,
+)
 
 import pyloop
 
-NOTE = "import os; open('importers', 'a').write('%d\\n' % os.getpid())\n"
+NOTE = "import os; open('importers', 'a').write('%d\\n' % os.getpid()); print('{\"failed\": 1}')\n"
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +112,7 @@ def test_options_replace_what_the_module_says(tmp_path):
 def test_unix_socket_and_pid_file_are_there_while_it_serves(tmp_path):
     args = ["app:server", "--path", "sock", "--pid-file", "pid", "--max-messages", "3"]
     with Command(tmp_path, *args, app=app()) as command:
-        command.wait_for("listening on sock, with 1 workers")
+        command.ready().wait_for("listening on sock, with 1 workers")
         assert (tmp_path / "pid").read_text() == f"{command.pid}\n"
         with pyloop.dial(path=tmp_path / "sock", framing=pyloop.Lines(), timeout=60) as conn:
             for _ in range(5):
@@ -187,10 +198,11 @@ def test_stop_before_the_module_is_loaded_is_a_clean_one(tmp_path, number):
     assert not any(is_alive(pid) for pid in importing(command))
 
 
-def test_ctrl_c_in_the_middle_of_an_import_does_nothing_to_it(tmp_path):
+def test_signals_of_a_terminal_in_the_middle_of_an_import_do_nothing_to_it(tmp_path):
     with Command(tmp_path, "app:server", app=SLOW + app()) as command:
         until(lambda: importing(command))
-        os.kill(importing(command)[0], signal.SIGINT)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            os.kill(importing(command)[0], number)
         (tmp_path / "go").touch()
         assert command.ready().ask(b"worker") == b"1"
         assert len(importing(command)) == 2
@@ -210,6 +222,20 @@ def test_supervisor_killed_takes_workers_and_watcher_with_it(tmp_path):
         assert command.finish() == -signal.SIGKILL
     with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
         pass
+
+
+def test_supervisor_killed_during_an_import_takes_the_interpreter_with_it(tmp_path):
+    slow = IN_A_WORKER + SLOW.partition("\n")[2]
+    with Command(tmp_path, "app:server", "--workers", "2", app=slow + app()) as command:
+        until(lambda: len(importing(command)) == 2)
+        command.process.kill()
+        until(lambda: not any(is_alive(pid) for pid in importing(command)))
+        command.finish()
+    (tmp_path / "importing").unlink()
+    with Command(tmp_path, "app:server", app=SLOW + app()) as command:
+        until(lambda: importing(command))
+        command.process.kill()
+        until(lambda: not is_alive(importing(command)[0]))
 
 
 def test_signals_add_and_remove_a_worker(tmp_path):

@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 
-from command import SLOW, Command, app, children, importing, is_alive, until
+from command import IN_A_WORKER, SLOW, Command, app, children, importing, is_alive, until
 
 CONVERSATION = 5
 
@@ -97,7 +97,7 @@ def test_reload_with_changed_settings_applies_limits_and_names_what_needs_a_rest
     source = versioned(1) + "servers = [server]\n"
     with Command(tmp_path, "app:servers", app=source) as command:
         port = command.ready().port
-        changed = versioned(2, "port=1, backlog=7, workers=2, max_messages=10, drain_timeout=33.0")
+        changed = versioned(2, "port=1, backlog=7, workers=2, max_messages=10")
         command.write("app", changed + "servers = [server]\n")
         command.reload()
         command.wait_for("reloaded 1 workers")
@@ -126,7 +126,7 @@ def test_reload_with_changed_settings_applies_limits_and_names_what_needs_a_rest
 def test_worker_that_fails_in_a_reload_leaves_the_old_one(tmp_path):
     with Command(tmp_path, "app:server", app=versioned(1)) as command:
         pid = command.ready().ask(b"pid")
-        fails = "import sys\nif 'work' in repr(sys.orig_argv): raise LookupError('there')\n"
+        fails = IN_A_WORKER + "    raise LookupError('there')\n"
         command.write("app", fails + versioned(2))
         command.reload()
         command.wait_for("reload: worker 1 did not start; the old ones go on")
