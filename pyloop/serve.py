@@ -180,23 +180,23 @@ async def _ask(application: Application) -> Description:
 
     Raises:
         ApplicationError: they cannot be loaded.
+        OSError: no interpreter can be started.
     """
     log.info("loading %s", application.target)
-    loop, report = running_loop("serve"), _Report()
-    ours, theirs = socket.socketpair()
-    conn = adopt(loop, ours, Lines(max_size=_REPORT_BYTES), report)
-    slow = loop.call_later(_SLOW_SECONDS, log.warning, "it is not loaded yet: waiting")
-    pid, status = 0, None
-    try:
-        with theirs:
+    loop, report, status = running_loop("serve"), _Report(), None
+    with contextlib.ExitStack() as undo:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            undo.callback(adopt(loop, ours, Lines(max_size=_REPORT_BYTES), report).abort)
             pid = start_describer(application, theirs)
-        line = await report.line
-        status = await _status_of(pid)
-    finally:
-        slow.cancel()
-        conn.abort()
-        if pid and status is None:
-            _kill(pid)
+        slow = loop.call_later(_SLOW_SECONDS, log.warning, "it is not loaded yet: waiting")
+        undo.callback(slow.cancel)
+        try:
+            line = await report.line
+            status = await _status_of(pid)
+        finally:
+            if status is None:
+                _kill(pid)
     return _understand(application, line, status)
 
 
@@ -236,7 +236,7 @@ class ExecLauncher:
         """See whether the module can be loaded, and what has changed."""
         try:
             new = await _ask(self._application)
-        except ApplicationError as exc:
+        except (ApplicationError, OSError) as exc:
             log.error("reload: the old workers go on: %s", exc)
             return False
         if len(new.places) != len(self._served.places):

@@ -56,8 +56,7 @@ def test_start_tells_where_it_listens_and_how_to_stop(pair):
 
 def test_workers_serve_with_numbers_and_stats_of_all(pair):
     before = int(pair.ask(b"conn.server.stats().accepted"))
-    answers = {(pair.ask(b"worker"), pair.ask(b"pid")) for _ in range(32)}
-    assert {number for number, _ in answers if number in (b"1", b"2")} == {b"1", b"2"}
+    assert {pair.ask(b"worker") for _ in range(64)} == {b"1", b"2"}
     pids = pair.ask(b"sorted(w.pid for w in conn.server.stats().workers)")
     assert pids == repr(sorted(workers_of(pair))).encode()
     assert int(pair.ask(b"conn.server.stats().accepted")) == before + 66

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import threading
 
@@ -91,6 +92,22 @@ def test_broken_reload_keeps_the_old_workers_and_a_mended_one_replaces_them(tmp_
         command.wait_for("reloaded 1 workers")
         assert version_of(command) == b"2"
         assert command.stop() == 0
+
+
+def test_reload_without_a_free_fd_keeps_the_old_workers(tmp_path):
+    with Command(tmp_path, "app:server", app=versioned(1)) as command:
+        pid = command.ready().ask(b"pid")
+        before = len(os.listdir(f"/proc/{command.pid}/fd"))
+        resource.prlimit(command.pid, resource.RLIMIT_NOFILE, (3, 64))
+        command.reload()
+        command.wait_for(r"reload: the old workers go on: \[Errno 24\] Too many open files")
+        resource.prlimit(command.pid, resource.RLIMIT_NOFILE, (64, 64))
+        assert len(os.listdir(f"/proc/{command.pid}/fd")) == before
+        assert command.ask(b"pid") == pid
+        command.reload()
+        command.wait_for("reloaded 1 workers")
+        assert command.stop() == 0
+    assert "Traceback" not in command.log()
 
 
 def test_reload_with_changed_settings_applies_limits_and_names_what_needs_a_restart(tmp_path):
