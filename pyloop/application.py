@@ -223,12 +223,13 @@ def describe(application: Application) -> Description:
     try:
         settings = common_supervision([(repr(server), server._supervision) for server in servers])
     except ValueError as exc:
-        raise ApplicationError(f"cannot serve {application.target}: {exc}") from None
-    for server in servers:
-        if getattr(server, "_model", "loop") == "fork" and settings.workers != 1:
-            raise ApplicationError(
-                f'cannot serve {application.target}: workers: model="fork" is served by 1, '
-                f"got {settings.workers}"
+        raise application._error(str(exc)) from None
+    for model in {getattr(server, "_model", "loop") for server in servers} - {"loop"}:
+        if len(servers) > 1:
+            raise application._error(f'model="{model}" runs alone, got {len(servers)} servers')
+        if model == "fork" and settings.workers != 1:
+            raise application._error(
+                f'workers: model="fork" is served by 1, got {settings.workers}'
             )
     hooks = ("on_worker_start", "on_worker_stop")
     return Description(

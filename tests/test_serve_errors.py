@@ -27,7 +27,7 @@ MODULES = {
     "many": "import pyloop\ndef make(**options):\n"
     "    return pyloop.Server(lambda conn, message: None, **options)\n"
     "differ = make(port=1), make(port=2, workers=2)\ntwice = differ[0], differ[0]\n"
-    "forked = make()\nforked._model = 'fork'\n",
+    "forked = make()\nforked._model = 'fork'\nmixed = [make(), forked]\n",
 }
 
 
@@ -70,6 +70,7 @@ def refused(tmp_path, monkeypatch):
             "give it host and port, or path",
         ),
         ("many:twice", "the same Server is there twice"),
+        ("many:mixed", 'model="fork" runs alone, got 2 servers'),
         (
             "many:differ",
             "run() got servers that differ in workers, but all share the same workers: "
