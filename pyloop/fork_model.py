@@ -41,6 +41,11 @@ class _Child:
     """-1: there was none, so the child is looked after by a timer."""
 
 
+def _is_alive(pid: int) -> bool:
+    """Does a child of a predecessor that was killed still converse?"""
+    return pid > 0 and os.path.exists(f"/proc/{pid}")
+
+
 class ForkService(BlockingAcceptor):
     """A started server of model "fork"."""
 
@@ -49,10 +54,10 @@ class ForkService(BlockingAcceptor):
     def __init__(self, server: Server, loop: Loop) -> None:
         super().__init__(server, loop)
         page = server._group.page
-        assert page is not None and page.cells > server._group.options.max_connections
+        assert page is not None and len(server._child_cells) > 0
         self._page = page
         self._children: dict[int, _Child] = {}
-        self._free = list(range(1, page.cells))
+        self._free = [n for n in server._child_cells if not _is_alive(page.cell(n).pid)]
         self._rest: asyncio.TimerHandle | None = None
         self._sweep: asyncio.TimerHandle | None = None
 

@@ -10,6 +10,7 @@ from pyloop.forking import fork_child
 from pyloop.protocol import log
 from pyloop.server import Server
 from pyloop.slots import Slots
+from pyloop.supervision import Supervision
 from pyloop.worker import Post, work
 
 __all__ = ["ForkLauncher", "Launcher"]
@@ -20,6 +21,13 @@ class Launcher(Protocol):
 
     def launch(self, post: Post) -> int:
         """Start a process that takes the post. Returns its pid. Raises OSError."""
+        ...
+
+    async def prepare(self, adjust: Callable[[Supervision, float], None]) -> bool:
+        """Get ready for a reload; false keeps the old workers.
+
+        May `adjust` the supervisor's settings, and the longest drain_timeout of the servers.
+        """
         ...
 
     def started(self, worker_id: int) -> None:
@@ -50,6 +58,9 @@ class ForkLauncher:
             return work(self._servers, post, self._backend, self._debug)
 
         return fork_child(main)
+
+    async def prepare(self, adjust: Callable[[Supervision, float], None]) -> bool:
+        return True
 
     def started(self, worker_id: int) -> None:
         for server in self._servers:

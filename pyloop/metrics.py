@@ -10,10 +10,11 @@ not have another. So names are resolved in place, once, and not by asyncio, whic
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from pyloop.errors import ExtraMissingError
 from pyloop.listening import Listening
 from pyloop.loop import running_loop
 from pyloop.page import Page
+from pyloop.protocol import log
 from pyloop.responder import FRAMING, Answer, Request, responder
 from pyloop.server import Server
 from pyloop.stats import Counters, WorkerStats, page_stats, resident_bytes
@@ -29,7 +31,7 @@ from pyloop.stats import Counters, WorkerStats, page_stats, resident_bytes
 if TYPE_CHECKING:
     from pyloop.exposition import Exposition
 
-__all__ = ["MetricsServer"]
+__all__ = ["MetricsServer", "serve_metrics"]
 
 FRESH_SECONDS = 0.1
 """An answer is given again for so long: asking often costs little."""
@@ -121,6 +123,23 @@ class MetricsServer:
             answer = make()
             self._answers[key] = now, answer
         return answer
+
+
+@contextlib.asynccontextmanager
+async def serve_metrics(addresses: Iterable[Any], page: Page) -> AsyncIterator[None]:
+    """Serve the counters of a page on each of the addresses, while a block runs.
+
+    Raises:
+        OSError: one of them cannot be listened on.
+        ExtraMissingError: prometheus-client is not installed.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        for address in dict.fromkeys(addresses):
+            server = MetricsServer(address, page)
+            await server.start()
+            stack.push_async_callback(server.stop)
+            log.info("metrics on %s", server.url)
+        yield
 
 
 def _exposition(page: Page) -> Exposition:

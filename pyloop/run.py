@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import signal
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar, overload
 
+from pyloop.launch import ForkLauncher
 from pyloop.loop import new_event_loop
+from pyloop.metrics import serve_metrics
 from pyloop.server import Server
-from pyloop.serving import Signals, serve_alone
-from pyloop.supervision import common_supervision
-from pyloop.supervisor import supervise
+from pyloop.serving import Signals, children_of, make_page, serve_alone
+from pyloop.slots import Slots, listen
+from pyloop.supervision import Supervision, cells_for, common_supervision, workers_most
+from pyloop.supervisor import Supervisor
 
-__all__ = ["run"]
+__all__ = ["refuse_run", "run"]
 
 T = TypeVar("T")
+_refused = False
 
 
 @overload
@@ -62,6 +67,11 @@ def _is_main(servers: tuple[Any, ...]) -> bool:
         )
     if len(servers) == 1 and inspect.iscoroutine(servers[0]):
         return True
+    if _refused:
+        raise RuntimeError(
+            "run() with servers was called while `serve` imports them: put it under "
+            'if __name__ == "__main__":'
+        )
     if not servers:
         raise TypeError("run() expected Servers or one coroutine, got nothing")
     for server in servers:
@@ -82,13 +92,50 @@ async def _serve(servers: tuple[Server, ...], backend: str, debug: bool | None) 
     """Serve here, or have workers serve."""
     settings = common_supervision([(repr(server), server._supervision) for server in servers])
     if settings.workers == 1:
-        await serve_alone(servers)
+        page = make_page(servers, 1 + children_of(servers))
+        async with serve_metrics(_metrics_of(servers), page):
+            await serve_alone(servers, page)
     elif threading.current_thread() is threading.main_thread():
-        await supervise(servers, settings, backend, debug)
+        await _supervise(servers, settings, backend, debug)
     else:
         raise RuntimeError(
             f"run() with workers={settings.workers} needs the main thread: its signals steer them"
         )
+
+
+async def _supervise(
+    servers: tuple[Server, ...], settings: Supervision, backend: str, debug: bool | None
+) -> None:
+    """Have workers serve, each a fork of this process, until SIGTERM or SIGINT.
+
+    Raises:
+        OSError: an address cannot be listened on.
+        SystemExit: 3, when no worker could start.
+    """
+    places = [Slots(server._place) for server in servers]
+    page = make_page(servers, cells_for(workers_most(settings.workers)))
+    async with listen(places, settings.workers, page):
+        for server, place in zip(servers, places, strict=True):
+            server._listening = place.first
+        launcher = ForkLauncher(servers, places, backend, debug)
+        drain_timeout = max(server._drain_timeout for server in servers)
+        async with serve_metrics(_metrics_of(servers), page):
+            await Supervisor(launcher, places, settings, drain_timeout, page).run()
+
+
+def _metrics_of(servers: tuple[Server, ...]) -> list[Any]:
+    return [server._metrics for server in servers if server._metrics is not None]
+
+
+@contextlib.contextmanager
+def refuse_run() -> Iterator[None]:
+    """Have run() refuse servers in this block, in which `serve` imports a module."""
+    global _refused
+    _refused = True
+    try:
+        yield
+    finally:
+        _refused = False
 
 
 async def _main(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Set
 from typing import Any, Literal
 
 from pyloop.acceptor import Acceptor
-from pyloop.address import resolve
+from pyloop.address import parse_address, resolve
 from pyloop.connection import Connection
 from pyloop.fork_model import ForkService
 from pyloop.framing import Framing, Raw, as_bytes
@@ -130,6 +130,8 @@ class Server:
             which a worker is replaced, give or take a tenth; None for no limit.
         on_worker_start, on_worker_stop: called in the supervisor with the server and the worker's
             number, when that worker is ready and when it has ended; plain functions.
+        metrics: where `run` serves the counters over HTTP, to Prometheus and to people:
+            "host:port", ":port", a port, or a Unix socket. Needs the extra pyloop-io[metrics].
 
     Raises:
         TypeError, ValueError: naming the argument, what was passed and what is expected.
@@ -164,6 +166,7 @@ class Server:
         max_messages: int | None = None,
         on_worker_start: Callable[[Server, int], None] | None = None,
         on_worker_stop: Callable[[Server, int], None] | None = None,
+        metrics: str | int | tuple[str, int] | None = None,
     ) -> None:
         self._model = _check_model(model)
         self._kind = classify(handler, model)
@@ -196,7 +199,9 @@ class Server:
         self._on_stop = check_hook("on_stop", on_stop)
         self._on_worker_start = check_hook("on_worker_start", on_worker_start, plain=True)
         self._on_worker_stop = check_hook("on_worker_stop", on_worker_stop, plain=True)
+        self._metrics = None if metrics is None else parse_address("metrics", metrics)
         self._worker_id = 0
+        self._child_cells = range(0)  # of the page, for model="fork"
         self._listening = Listening()
         self._service: Acceptor | None = None
         self._stopped: asyncio.Event | None = None

@@ -13,7 +13,15 @@ from pyloop.loop import Loop
 from pyloop.page import Page
 from pyloop.server import Server
 
-__all__ = ["Signals", "Stage", "count_in", "label_of", "make_page", "serve_alone"]
+__all__ = [
+    "Signals",
+    "Stage",
+    "children_of",
+    "count_in",
+    "label_of",
+    "make_page",
+    "serve_alone",
+]
 
 
 class Signals:
@@ -36,6 +44,11 @@ class Signals:
             self._loop.remove_signal_handler(number)
             if before is not None:
                 signal.signal(number, before)
+
+
+def children_of(servers: tuple[Server, ...]) -> int:
+    """Return how many children may serve at once, each with a cell of its own."""
+    return sum(s._group.options.max_connections for s in servers if s._model == "fork")
 
 
 def make_page(servers: tuple[Server, ...], cells: int) -> Page:
@@ -136,11 +149,11 @@ async def _cancel(*futures: asyncio.Future[Any]) -> None:
     await asyncio.gather(*futures, return_exceptions=True)
 
 
-async def serve_alone(servers: tuple[Server, ...]) -> None:
+async def serve_alone(servers: tuple[Server, ...], page: Page) -> None:
     """Serve in this process until SIGINT or SIGTERM; a second one aborts."""
-    children = sum(s._group.options.max_connections for s in servers if s._model == "fork")
-    stage, page = Stage(servers), make_page(servers, 1 + children)
-    cell = page.cell(0)
+    stage, cell = Stage(servers), page.cell(0)
+    for server in servers:
+        server._child_cells = range(1, page.cells)
     page.occupy(0, 0, page.header.pid)
     count_in(servers, page, 0)
 

@@ -8,16 +8,19 @@ its own in a SO_REUSEPORT group. A Unix socket, and one that was handed in, all 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import time
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from pyloop.address import resolve_now
 from pyloop.core import check, lib
 from pyloop.listening import Listening, Place, Sharing
+from pyloop.page import Page
 
-__all__ = ["Slots"]
+__all__ = ["Slots", "listen"]
 
 _HANDSHAKE_SECONDS = 1.0
 _LOOK_SECONDS = 0.05
@@ -128,3 +131,21 @@ class Slots:
             if listening is not own:
                 listening.close()
         return own.sockets
+
+
+@contextlib.asynccontextmanager
+async def listen(places: Sequence[Slots], workers: int, page: Page) -> AsyncIterator[None]:
+    """Listen on all places in this block, for so many workers, which count in `page`.
+
+    Raises:
+        OSError: an address cannot be listened on.
+    """
+    try:
+        for place in places:
+            await place.open(workers)
+        page.set_label(", ".join(place.first.describe() for place in places))
+        yield
+    finally:
+        for place in places:
+            place.close()
+        page.close_fd()

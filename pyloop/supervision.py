@@ -8,9 +8,20 @@ from typing import Any
 
 from pyloop.options import check_count, check_seconds
 
-__all__ = ["WORKERS_MAX", "Supervision", "check_supervision", "common_supervision"]
+__all__ = [
+    "CELLS_PER_SLOT",
+    "WORKERS_MAX",
+    "Supervision",
+    "cells_for",
+    "check_supervision",
+    "common_supervision",
+    "workers_most",
+]
 
 WORKERS_MAX = 1024
+CELLS_PER_SLOT = 2
+"""A worker and its successor count side by side."""
+_SPARE = 64
 
 
 @dataclass(frozen=True)
@@ -75,3 +86,13 @@ def common_supervision(named: list[tuple[str, Supervision]]) -> Supervision:
                     f"workers: {first_name} has {mine}, {name} has {theirs}"
                 )
     return first
+
+
+def workers_most(workers: int) -> int:
+    """Return how many workers SIGTTIN may make of so many."""
+    return min(WORKERS_MAX, workers + _SPARE)
+
+
+def cells_for(workers_most: int) -> int:
+    """Return how many cells so many workers need."""
+    return CELLS_PER_SLOT * workers_most

@@ -16,20 +16,20 @@ import signal
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from pyloop.core import lib
-from pyloop.launch import ForkLauncher, Launcher
+from pyloop.launch import Launcher
 from pyloop.page import Page
 from pyloop.process import Slot, WorkerProcess
 from pyloop.protocol import log
-from pyloop.server import Server
-from pyloop.serving import Signals, label_of, make_page
+from pyloop.serving import Signals
 from pyloop.slots import Slots
-from pyloop.supervision import WORKERS_MAX, Supervision
+from pyloop.supervision import CELLS_PER_SLOT, Supervision, workers_most
 from pyloop.watchdog import Watchdog
 from pyloop.worker import Post
 
-__all__ = ["Supervisor", "cells_for", "supervise"]
+__all__ = ["Supervisor"]
 
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 10.0
 """Seconds before a slot's worker is started again: doubled with each early death."""
@@ -40,14 +40,7 @@ GIVE_UP_AFTER = 5
 GRACE_SECONDS = 5.0
 """Beyond the time it has, before a worker that does not leave is killed. To stop it has
 drain_timeout; to retire twice that, first for its clients to finish, then as any that stops."""
-_CELLS_PER_SLOT = 2
-_SLOTS_SPARE = 64
 _TOLD = 32
-
-
-def cells_for(workers: int) -> int:
-    """Return how many cells the page of so many workers needs, those that SIGTTIN adds included."""
-    return _CELLS_PER_SLOT * min(WORKERS_MAX, workers + _SLOTS_SPARE)
 
 
 class Supervisor:
@@ -60,10 +53,12 @@ class Supervisor:
         settings: Supervision,
         drain_timeout: float,
         page: Page,
+        most: int | None = None,
     ) -> None:
         self._launcher = launcher
         self._places = places
         self._settings = settings
+        self._most = workers_most(settings.workers) if most is None else most
         self._drain_timeout = drain_timeout
         self._page = page
         self._loop = asyncio.get_running_loop()
@@ -73,6 +68,7 @@ class Supervisor:
         self._processes: dict[int, WorkerProcess] = {}
         self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._reload_waits = False
+        self._preparing: asyncio.Future[bool] | None = None
         self._told: deque[str] = deque(maxlen=_TOLD)  # tracebacks that were logged
         self._stopping = asyncio.Event()
         self._gone = asyncio.Event()  # the last process has ended
@@ -112,7 +108,7 @@ class Supervisor:
     def _spawn(self, slot: Slot) -> WorkerProcess:
         """Start a worker for a slot that has a cell free."""
         slot.cancel_respawn()
-        numbers = range(slot.number * _CELLS_PER_SLOT, (slot.number + 1) * _CELLS_PER_SLOT)
+        numbers = range(slot.number * CELLS_PER_SLOT, (slot.number + 1) * CELLS_PER_SLOT)
         cell = next(n for n in numbers if self._page.cell(n).state == lib.PL_CELL_FREE)
         limits = self._watchdog.limits(cell)
         process = WorkerProcess(slot, cell, limits, self._heard_ready, self._heard_failure)
@@ -239,6 +235,8 @@ class Supervisor:
             for process in self._processes.values():
                 process.abort()
             self._loop.call_later(GRACE_SECONDS, self._kill_all)
+        else:
+            log.info("stopping; asked again, connections are aborted")
         self._stopping.set()
 
     def _signal_all(self, number: int) -> None:
@@ -296,7 +294,7 @@ class Supervisor:
 
     async def _replace(self, slot: Slot) -> bool:
         """Start a successor; once it is ready the old worker retires. False if it never was."""
-        while slot.incoming is not None or len(slot.processes) == _CELLS_PER_SLOT:
+        while slot.incoming is not None or len(slot.processes) == CELLS_PER_SLOT:
             await slot.change()
         return await self._spawn(slot).became_ready()
 
@@ -312,11 +310,15 @@ class Supervisor:
         if not self._reload_waits:
             self._reload_waits = True
             self._jobs.put_nowait(self._reload)
+        if self._preparing is not None:
+            self._preparing.cancel()  # what it prepares is old already
 
     async def _reload(self) -> None:
         self._reload_waits = False
         self._told.clear()
         log.info("reloading %d workers", len(self._slots))
+        if not await self._prepare():
+            return
         for slot in tuple(self._slots):
             if not await self._replace(slot):
                 log.error("reload: worker %d did not start; the old ones go on", slot.worker_id)
@@ -324,12 +326,31 @@ class Supervisor:
         self._page.header.reloads += 1
         log.info("reloaded %d workers", len(self._slots))
 
+    async def _prepare(self) -> bool:
+        """Have the launcher get ready, until asked to reload again; false if it is not."""
+        self._preparing = preparing = asyncio.ensure_future(self._launcher.prepare(self.adjust))
+        try:
+            return await preparing
+        except asyncio.CancelledError:
+            if self._stopping.is_set():
+                raise
+            return False
+        finally:
+            self._preparing = None
+
+    def adjust(self, settings: Supervision, drain_timeout: float) -> None:
+        """Go by other limits from now on; the number of workers stays."""
+        self._settings = replace(settings, workers=self._settings.workers)
+        self._watchdog.adjust(self._settings)
+        self._patience = 2 * drain_timeout + GRACE_SECONDS
+        self._drain_timeout = max(self._drain_timeout, drain_timeout)
+
     def _add_slot(self) -> None:
         self._jobs.put_nowait(self._do_add_slot)
 
     async def _do_add_slot(self) -> None:
         number = len(self._slots)
-        if (number + 1) * _CELLS_PER_SLOT > self._page.header.cells:
+        if number >= self._most:
             log.error("SIGTTIN: there are %d workers already, the most there can be", number)
             return
         try:
@@ -370,28 +391,3 @@ class Supervisor:
             place.remove()
         self._slots.pop()
         log.info("SIGTTOU: %d workers", len(self._slots))
-
-
-async def supervise(
-    servers: tuple[Server, ...], settings: Supervision, backend: str, debug: bool | None
-) -> None:
-    """Have workers serve, each a fork of this process, until SIGTERM or SIGINT.
-
-    Raises:
-        OSError: an address cannot be listened on.
-        SystemExit: 3, when no worker could start.
-    """
-    places = [Slots(server._place) for server in servers]
-    page = make_page(servers, cells_for(settings.workers))
-    try:
-        for server, place in zip(servers, places, strict=True):
-            await place.open(settings.workers)
-            server._listening = place.first
-        page.set_label(label_of(servers))
-        launcher = ForkLauncher(servers, places, backend, debug)
-        drain_timeout = max(server._drain_timeout for server in servers)
-        await Supervisor(launcher, places, settings, drain_timeout, page).run()
-    finally:
-        for place in places:
-            place.close()
-        page.close_fd()

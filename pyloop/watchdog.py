@@ -153,6 +153,10 @@ class Watchdog:
 
     # ---- limits ----
 
+    def adjust(self, settings: Supervision) -> None:
+        """Go by other settings; a worker keeps the limits that it was given."""
+        self._settings = settings
+
     def limits(self, cell_number: int) -> Limits:
         """Return the limits of a worker that is about to start in a cell, each with its jitter."""
         settings = self._settings

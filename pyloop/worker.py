@@ -72,6 +72,7 @@ async def _work(servers: tuple[Server, ...], post: Post) -> int:
         server._listening = Listening(post.sockets[number])
         server._group.shared = post.shared[number]
         server._worker_id = post.worker_id
+        server._child_cells = _child_cells(server, post)
     count_in(servers, post.page, post.cell)
     cell = post.page.cell(post.cell)
     cell.pid = os.getpid()
@@ -93,6 +94,19 @@ async def _work(servers: tuple[Server, ...], post: Post) -> int:
             boss.say({FAILED: traceback.format_exc()[-_TRACEBACK_BYTES:]})
             return 1
     return 0
+
+
+def _child_cells(server: Server, post: Post) -> range:
+    """Return the cells for its children: at the page's end, and others than its predecessor's.
+
+    Raises:
+        ValueError: the page was made for fewer.
+    """
+    count = server._group.options.max_connections if server._model == "fork" else 0
+    first = post.page.cells - count * (2 - post.cell % 2)
+    if count and post.page.cells - 2 * count <= post.cell:
+        raise ValueError(f"max_connections={count}: more than before need a restart")
+    return range(first, first + count)
 
 
 class _Boss:

@@ -19,7 +19,10 @@ CSRC = ROOT / "csrc"
 # `if TYPE_CHECKING:` imports are names for annotations, not arrows.
 PYTHON_LEVELS = """
     __init__ __main__
-    run serve
+    serve
+    fresh
+    application
+    run
     supervisor metrics responder exposition
     process watchdog
     launch worker
@@ -37,7 +40,8 @@ PYTHON_LEVELS = """
     served
     outlet
     blocking connection stats
-    inbox protocol
+    inbox logs
+    protocol
     supervision slots
     memory lowlevel options framing listening
     page

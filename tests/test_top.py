@@ -16,7 +16,7 @@ from textual.widgets import DataTable, Sparkline, Static
 
 import pyloop.top
 from pyloop import rates
-from pyloop.__main__ import main
+from pyloop.__main__ import cli
 from pyloop.core import lib
 from pyloop.errors import ExtraMissingError
 from pyloop.finding import find
@@ -198,7 +198,7 @@ def test_reader_that_leaves_ends_it_quietly():
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(main, arguments, prog_name="pyloop")
+    return CliRunner().invoke(cli, arguments, prog_name="pyloop")
 
 
 def test_count_ends_it():
@@ -244,7 +244,7 @@ def test_missing_textual_names_the_extra(monkeypatch):
 
 
 def test_missing_textual_ends_with_status_2_and_lines_need_none_of_it():
-    program = "import sys; sys.modules['textual'] = None; from pyloop.__main__ import main; main()"
+    program = "import sys; sys.modules['textual'] = None; from pyloop.__main__ import cli; cli()"
     controller, terminal = pty.openpty()
     try:
         with page_of() as page:
