@@ -213,26 +213,6 @@ def test_what_the_parent_ignores_the_child_ignores_but_not_sigterm() -> None:
         assert child.next() == {"parent": True}
 
 
-def test_what_a_parent_with_a_loop_ignores_the_child_ignores(backend: str) -> None:
-    script = """if True:
-    import os, signal, sys
-    import pyloop
-    from faults import say
-    from pyloop.forking import fork_child
-    ignored = [signal.SIGHUP, signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU]
-    def child():
-        say(left=[n.name for n in ignored if signal.getsignal(n) is not signal.SIG_IGN])
-    async def main():
-        for number in ignored:
-            signal.signal(number, signal.SIG_IGN)
-        os.waitpid(fork_child(child), 0)
-    pyloop.run(main(), backend=sys.argv[1])
-    """
-    with Child(script, backend) as child:
-        assert child.next() == {"left": []}
-        assert child.finish() == 0
-
-
 def test_fork_that_fails_leaves_the_mask_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     def fork() -> int:
         assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
