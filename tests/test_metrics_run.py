@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import urllib.request
 
 import pytest
@@ -11,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from workers import Program, eventually
 
 import pyloop
+from pyloop.application import Application, describe
 
 CLIENTS = 3
 
@@ -101,3 +103,14 @@ def test_metrics_of_the_command_tell_what_its_workers_counted(tmp_path, handler,
         converse_and_check(url, command.port, workers)
         assert command.stop() == 0
         assert "Traceback" not in command.log()
+
+
+def test_metrics_of_the_command_replace_those_of_every_server(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    made = "pyloop.Server(lambda conn, message: None, metrics=9091)"
+    (tmp_path / "served_twice.py").write_text(f"import pyloop\nboth = [{made}, {made}]\n")
+    try:
+        told = describe(Application("served_twice:both", app_dir=str(tmp_path), metrics=":9090"))
+    finally:
+        del sys.modules["served_twice"]
+    assert told.metrics == (("127.0.0.1", 9090),)
