@@ -58,6 +58,22 @@ def test_fork_reload_serves_new_code_and_leaves_conversations_alone(tmp_path):
     assert not re.search("ERROR|Traceback", command.log())
 
 
+def test_fork_reload_for_more_children_than_have_room_is_refused_in_a_line(tmp_path):
+    options = "model='fork', max_connections="
+    with Command(tmp_path, "app:server", app=source(1, options + "2")) as command:
+        acceptor = workers_of(command.ready())
+        command.write("app", source(2, options + "3"))
+        command.reload()
+        command.wait_for(
+            "reload: the old workers go on: max_connections=3 of model fork, more than 2, needs a "
+            "restart"
+        )
+        assert command.ask(b"version") == b"1"
+        assert workers_of(command) == acceptor
+        assert command.stop() == 0
+    assert "Traceback" not in command.log()
+
+
 def test_fork_acceptor_killed_at_its_limit_is_replaced_and_serves_again(tmp_path):
     options = "model='fork', max_connections=2, drain_timeout=30.0"
     with Command(tmp_path, "app:server", app=source(options=options)) as command:
