@@ -167,6 +167,8 @@ class Application:
         if len(servers) > 1 and (self._has_tcp or self.path is not None):
             raise self._error(f"an address was given, but there are {len(servers)} servers")
         if self.metrics is not None:
+            for server in servers:
+                server._metrics = None  # what they count is served once
             servers[0]._metrics = parse_address("metrics", self.metrics)
         for server in servers:
             server._place = self._move(server._place)

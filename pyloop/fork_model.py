@@ -13,6 +13,7 @@ import functools
 import heapq
 import os
 import signal
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,14 +43,22 @@ class _Child:
 
 
 def _is_alive(pid: int) -> bool:
-    """Does a child of a predecessor that was killed still converse?"""
-    return pid > 0 and os.path.exists(f"/proc/{pid}")
+    """Does a process run? A zombie, which may never be reaped, does not."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in b"ZX"
+    except (OSError, IndexError):
+        return False
 
 
 class ForkService(BlockingAcceptor):
-    """A started server of model "fork"."""
+    """A started server of model "fork".
 
-    __slots__ = ("_children", "_free", "_page", "_rest", "_sweep")
+    Its cells may be in use: children of a predecessor that was killed still converse. Who is
+    accepted meanwhile waits until one of them ends, if there is no other cell.
+    """
+
+    __slots__ = ("_children", "_free", "_lent", "_page", "_rest", "_sweep", "_waiting")
 
     def __init__(self, server: Server, loop: Loop) -> None:
         super().__init__(server, loop)
@@ -57,13 +66,20 @@ class ForkService(BlockingAcceptor):
         assert page is not None and len(server._child_cells) > 0
         self._page = page
         self._children: dict[int, _Child] = {}
-        self._free = [n for n in server._child_cells if not _is_alive(page.cell(n).pid)]
+        self._free: list[int] = []
+        self._lent = [n for n in server._child_cells if page.cell(n).state != lib.PL_CELL_FREE]
+        self._waiting: deque[tuple[int, bytes]] = deque()
         self._rest: asyncio.TimerHandle | None = None
         self._sweep: asyncio.TimerHandle | None = None
+        self._free += sorted(set(server._child_cells).difference(self._lent))
+        self._sweep_children()
 
     # ---- coming ----
 
     def handed_over(self, fd: int, peer: bytes) -> None:
+        if not self._free:
+            self._waiting.append((fd, peer))
+            return
         cell = heapq.heappop(self._free)
         child = functools.partial(self._child_main, fd, peer, cell, next_id(), os.getpid())
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until it can obey
@@ -109,6 +125,8 @@ class ForkService(BlockingAcceptor):
             if child.pidfd >= 0:
                 os.close(child.pidfd)
         self._children.clear()
+        while self._waiting:
+            os.close(self._waiting.pop()[0])
         self._page.close_fd()
         server._service = self
         wake = Wake(pipe=True)
@@ -121,6 +139,8 @@ class ForkService(BlockingAcceptor):
             conn._context.run(self._converse, conn)
         finally:
             signal.set_wakeup_fd(-1)
+            if os.getppid() != parent:  # nobody does it for us
+                self._page.free(cell)
         return int(conn._failed)
 
     def _obey(self, conn: ServedConnection, parent: int) -> None:
@@ -164,8 +184,19 @@ class ForkService(BlockingAcceptor):
         for child in tuple(self._children.values()):
             if child.pidfd < 0:
                 self._reap(child.pid)
-        if any(child.pidfd < 0 for child in self._children.values()):
+        for cell in tuple(self._lent):
+            if not _is_alive(self._page.cell(cell).pid):
+                self._lent.remove(cell)
+                self._take_back(cell)
+        if self._lent or any(child.pidfd < 0 for child in self._children.values()):
             self._sweep_later()
+
+    def _take_back(self, cell: int) -> None:
+        """Let a cell have the next child, for which somebody may wait."""
+        self._page.free(cell)
+        heapq.heappush(self._free, cell)
+        if self._waiting:
+            self.handed_over(*self._waiting.popleft())
 
     def _reap(self, pid: int) -> None:
         """Take the status of a child that has ended: of this pid only, others are not ours."""
@@ -181,19 +212,24 @@ class ForkService(BlockingAcceptor):
             self.loop.remove_reader(child.pidfd)
             os.close(child.pidfd)
         self._page.note_exit(os.waitstatus_to_exitcode(status))
-        self._page.free(child.cell)
-        heapq.heappush(self._free, child.cell)
         self._release()
+        self._take_back(child.cell)
         self._check_idle()
 
     def _is_busy(self) -> bool:
-        return bool(self._children)
+        return bool(self._children or self._waiting)
 
     def _kill(self, number: int) -> None:
         for pid in self._children:
             os.kill(pid, number)  # not reaped, so the pid is its own still
 
+    def _refuse_waiting(self) -> None:
+        while self._waiting:
+            fd, peer = self._waiting.popleft()
+            self._refuse_fd(fd, f"no process for {show_address(decode_sockaddr(peer))}: stopping")
+
     async def drain(self, timeout: float) -> None:
+        self._refuse_waiting()
         self._kill(signal.SIGTERM)
         if not await self.wait_idle(timeout):
             self.abort()
@@ -201,6 +237,7 @@ class ForkService(BlockingAcceptor):
 
     def abort(self) -> None:
         """Kill every child; in a child, abort its connection."""
+        self._refuse_waiting()
         self._kill(signal.SIGKILL)
         for conn in tuple(self.connections):
             conn.abort()

@@ -106,10 +106,6 @@ def _leave(loop: Any) -> None:
     sys.set_asyncgen_hooks(firstiter=None, finalizer=None)
     if isinstance(loop, Loop):
         loop.close()  # which sets the signals that it handled to their defaults
-    for number in _ORDERS:
-        signal.signal(number, signal.SIG_DFL)
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, _ignore)  # SIG_IGN would be inherited through exec
 
 
 def _ignore(number: int, frame: object) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -137,6 +138,17 @@ class WorkerProcess(Protocol):
         late = not self.ready_at and time.monotonic() - self.limits.born > after
         self._warned, first = self._warned or late, not self._warned
         return late and first
+
+    @property
+    def is_stuck(self) -> bool:
+        """Was it found slow to start, does it start still, and was it not told to leave?"""
+        return self._warned and not self.ready_at and not self.doomed
+
+    def give_up(self, patience: float) -> None:
+        """Wait for its start no longer; what it serves already has its time."""
+        log.error("worker %d (pid %d) does not become ready: it is told to stop", *self.names)
+        self.retire(patience)
+        self.kill(signal.SIGTERM)
 
     def kill(self, number: int) -> None:
         """Send it a signal, unless it has ended."""

@@ -252,6 +252,14 @@ class ExecLauncher:
                 len(self._served.places),
             )
             return False
+        if new.children > self._served.children:
+            log.error(
+                "reload: the old workers go on: max_connections=%d of model fork, more than %d, "
+                "needs a restart",
+                new.children,
+                self._served.children,
+            )
+            return False
         self._tell_changes(new)
         adjust(new.settings, new.drain_timeout)
         return True

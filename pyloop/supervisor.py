@@ -141,7 +141,7 @@ class Supervisor:
 
     def _heard_ready(self, process: WorkerProcess) -> None:
         slot = process.slot
-        if slot.incoming is not process:
+        if slot.incoming is not process or process.doomed:
             return  # told to leave meanwhile
         log.info("worker %d (pid %d) is ready", slot.worker_id, process.pid)
         process.ready_at = time.monotonic()
@@ -274,6 +274,8 @@ class Supervisor:
                 try:
                     if why := await self._watchdog.look_at(process):
                         self._recycle_soon(process, why)
+                    elif self._reload_waits and process.is_stuck:
+                        process.give_up(self._patience)
                 except Exception:
                     log.exception("worker %d (pid %d) cannot be looked at", *process.names)
 
@@ -306,7 +308,10 @@ class Supervisor:
             process.recycled = False
 
     def reload(self) -> None:
-        """Replace all workers, one by one; asked during a reload, once more after it."""
+        """Replace all workers, one by one; asked during a reload, once more after it.
+
+        A worker that is slow to start does not keep a reload from its turn: it is given up.
+        """
         if not self._reload_waits:
             self._reload_waits = True
             self._jobs.put_nowait(self._reload)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from pyloop.core import lib
 from pyloop.page import Page
 from pyloop.protocol import log
+from pyloop.stats import resident_bytes
 from pyloop.supervision import Supervision
 from pyloop.worker import STACK_SIGNAL
 
@@ -170,7 +171,7 @@ class Watchdog:
 
     def _messages(self, cell_number: int) -> int:
         page = self._page
-        servers = range(page.header.servers)
+        servers = range(page.servers)
         return sum(page.counters(cell_number, server).messages_in for server in servers)
 
     def over(self, limits: Limits, pid: int, cell_number: int) -> str:
@@ -197,12 +198,3 @@ def _without_supervisor(stack: str) -> str:
                 del lines[number:]
                 break
     return "\n\n".join("\n".join(lines) for lines in threads).rstrip()
-
-
-def resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process, 0 if it cannot be told. Source: proc(5), statm."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
-    except (OSError, ValueError, IndexError):
-        return 0

@@ -163,3 +163,23 @@ def test_forked_child_closes_the_loop_while_a_thread_of_the_parent_was_waking_it
     with Child(script, backend) as child:
         assert child.next() == {"statuses": [0] * 10}, "14: a child has hung"
         assert child.finish() == 0
+
+
+def test_what_a_parent_with_a_loop_ignores_the_child_ignores(backend: str) -> None:
+    script = """if True:
+    import os, signal, sys
+    import pyloop
+    from faults import say
+    from pyloop.forking import fork_child
+    ignored = [signal.SIGHUP, signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU]
+    def child():
+        say(left=[n.name for n in ignored if signal.getsignal(n) is not signal.SIG_IGN])
+    async def main():
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+        os.waitpid(fork_child(child), 0)
+    pyloop.run(main(), backend=sys.argv[1])
+    """
+    with Child(script, backend) as child:
+        assert child.next() == {"left": []}
+        assert child.finish() == 0

@@ -56,6 +56,7 @@ WRONG = {
     "folded field": (b"GET / HTTP/1.1\r\n" + HOST + b" more\r\n", 400),
     "no field": (b"GET / HTTP/1.1\r\n" + HOST + b"nonsense\r\n", 400),
     "space before colon": (b"GET / HTTP/1.1\r\nHost : 127.0.0.1\r\n", 400),
+    "spaces before a NUL": (b"GET / HTTP/1.1\r\nX:" + b" " * 8000 + b"\0\r\n", 400),
     "body": (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n", 413),
     "chunks": (b"GET / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n", 413),
 }

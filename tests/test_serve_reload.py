@@ -191,3 +191,23 @@ def test_reload_option_follows_the_files_also_over_broken_ones(tmp_path):
         assert command.finish() == 0
     assert not any(is_alive(pid) for pid in pids)
     assert "KeyboardInterrupt" not in command.log()
+
+
+def test_start_that_hangs_does_not_keep_the_next_reload_waiting(tmp_path):
+    stuck = (
+        versioned(2) + "    import asyncio\n    server._on_start = lambda s: asyncio.sleep(3600)\n"
+    )
+    args = ["app:server", "--worker-timeout", "0.5"]
+    with Command(tmp_path, *args, app=versioned(1)) as command:
+        old = command.ready().ask(b"pid")
+        command.write("app", stuck)
+        command.reload()
+        command.wait_for(rf"\(pid (?!{old.decode()}\))\d+\) is not ready yet: waiting")
+        assert command.ask(b"pid") == old
+        command.write("app", versioned(3))
+        command.reload()
+        command.wait_for(r"worker 1 \(pid \d+\) does not become ready: it is told to stop")
+        command.wait_for("reloaded 1 workers")
+        assert version_of(command) == b"3"
+        assert command.stop() == 0
+    assert "Traceback" not in command.log()
