@@ -40,10 +40,13 @@ class Signals:
                 self._loop.add_signal_handler(number, self._callback)
 
     def __exit__(self, *exc_info: object) -> None:
+        # Between the two calls each would have its default action.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._before)
         for number, before in self._before.items():
             self._loop.remove_signal_handler(number)
             if before is not None:
                 signal.signal(number, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def children_of(servers: tuple[Server, ...]) -> int:

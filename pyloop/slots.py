@@ -20,7 +20,7 @@ from pyloop.core import check, lib
 from pyloop.listening import Listening, Place, Sharing
 from pyloop.page import Page
 
-__all__ = ["Slots", "listen"]
+__all__ = ["Slots", "listen", "run_dry"]
 
 _HANDSHAKE_SECONDS = 1.0
 _LOOK_SECONDS = 0.05
@@ -92,31 +92,28 @@ class Slots:
         """The listening sockets of a slot."""
         return self._slots[slot].sockets
 
-    async def run_dry(self, patience: float) -> None:
-        """Steer new connections away from the last slot, and wait until its queue is empty.
-
-        Handshakes that have begun there may end there: they have a second. Then its worker has
-        `patience` seconds to take what waits.
-        """
-        if self.shared:
-            return
-        for sock in self.sockets(-1):
+    def steer_away(self) -> None:
+        """Have the last slot get no more connections. Raises OSError."""
+        for sock in () if self.shared else self.sockets(-1):
             check(lib.pl_reuseport_steer(sock.fileno(), len(self) - 1))
-        await asyncio.sleep(_HANDSHAKE_SECONDS)
-        end = time.monotonic() + patience
-        while time.monotonic() < end and any(
-            lib.pl_listener_queued(sock.fileno()) > 0 for sock in self.sockets(-1)
-        ):
-            await asyncio.sleep(_LOOK_SECONDS)
+
+    def steer_to_all(self) -> None:
+        """Have all slots get connections, as at first."""
+        for sock in () if self.shared else self.first.sockets:
+            lib.pl_reuseport_steer(sock.fileno(), 0)  # an empty group has nothing to detach
+
+    @property
+    def is_dry(self) -> bool:
+        """Does no connection wait in the last slot?"""
+        own = () if self.shared else self.sockets(-1)
+        return not any(lib.pl_listener_queued(sock.fileno()) > 0 for sock in own)
 
     def remove(self) -> None:
         """Close the last slot's sockets, whose queue has run dry."""
         last = self._slots.pop()
-        if self.shared:
-            return
-        last.close()
-        for sock in self.first.sockets:
-            lib.pl_reuseport_steer(sock.fileno(), 0)  # an empty group has nothing to detach
+        if not self.shared:
+            last.close()
+        self.steer_to_all()
 
     def close(self) -> None:
         """Close all of them."""
@@ -131,6 +128,29 @@ class Slots:
             if listening is not own:
                 listening.close()
         return own.sockets
+
+
+async def run_dry(places: Sequence[Slots], patience: float) -> None:
+    """Steer new connections away from the last slot, and wait until its queues are empty.
+
+    Handshakes that have begun there may end there: they have a second. Then its worker has
+    `patience` seconds to take what waits.
+
+    Raises:
+        OSError: they cannot be steered; the slot gets connections as before.
+    """
+    try:
+        for place in places:
+            place.steer_away()
+    except OSError:
+        for place in places:
+            place.steer_to_all()
+        raise
+    if not all(place.shared for place in places):
+        await asyncio.sleep(_HANDSHAKE_SECONDS)
+    end = time.monotonic() + patience
+    while time.monotonic() < end and not all(place.is_dry for place in places):
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 @contextlib.asynccontextmanager

@@ -24,7 +24,7 @@ from pyloop.page import Page
 from pyloop.process import Slot, WorkerProcess
 from pyloop.protocol import log
 from pyloop.serving import Signals
-from pyloop.slots import Slots
+from pyloop.slots import Slots, run_dry
 from pyloop.supervision import CELLS_PER_SLOT, Supervision, workers_most
 from pyloop.watchdog import Watchdog
 from pyloop.worker import Post
@@ -384,8 +384,7 @@ class Supervisor:
             log.error("SIGTTOU: one worker is the least there can be")
             return
         slot = self._slots[-1]
-        for place in self._places:
-            await place.run_dry(self._drain_timeout)
+        await run_dry(self._places, self._drain_timeout)
         slot.removed = True
         slot.cancel_respawn()
         for process in slot.processes:

@@ -68,12 +68,6 @@ def work(servers: tuple[Server, ...], post: Post, backend: str, debug: bool | No
 
 
 async def _work(servers: tuple[Server, ...], post: Post) -> int:
-    for number, server in enumerate(servers):
-        server._listening = Listening(post.sockets[number])
-        server._group.shared = post.shared[number]
-        server._worker_id = post.worker_id
-        server._child_cells = _child_cells(server, post)
-    count_in(servers, post.page, post.cell)
     cell = post.page.cell(post.cell)
     cell.pid = os.getpid()
     stage = Stage(servers)
@@ -89,11 +83,22 @@ async def _work(servers: tuple[Server, ...], post: Post) -> int:
 
     with Signals(stage.leave, signal.SIGTERM):
         try:
+            _equip(servers, post)
             await stage.run(ready, leaving)
         except Exception:
             boss.say({FAILED: traceback.format_exc()[-_TRACEBACK_BYTES:]})
             return 1
     return 0
+
+
+def _equip(servers: tuple[Server, ...], post: Post) -> None:
+    """Give the servers what the post has for them."""
+    for number, server in enumerate(servers):
+        server._listening = Listening(post.sockets[number])
+        server._group.shared = post.shared[number]
+        server._worker_id = post.worker_id
+        server._child_cells = _child_cells(server, post)
+    count_in(servers, post.page, post.cell)
 
 
 def _child_cells(server: Server, post: Post) -> range:
