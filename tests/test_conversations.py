@@ -64,9 +64,8 @@ def test_messages_come_back_whole_and_in_order(server):
     assert read_all(sock) == stream
     sock.close()
     assert server.ended(sock) == (None, "")
-    stats = server.stats()
-    assert (stats["messages_in"], stats["messages_out"]) == (300, 300)
-    assert stats["bytes_in"] == stats["bytes_out"] == len(stream)
+    size = len(stream)
+    assert server.counted(messages_in=300, messages_out=300, bytes_in=size, bytes_out=size)
 
 
 def test_last_line_without_its_end_is_answered_after_a_half_close(server):
@@ -85,7 +84,7 @@ def test_message_over_its_limit_ends_that_connection_only(server):
     bad.close()
     assert server.ended(bad) == ("FramingError", "message over max_size")
     assert good.echo(b"still here")
-    assert server.stats()["framing_errors"] == 1
+    assert server.counted(framing_errors=1)
 
 
 def test_reset_is_told(server):
@@ -162,7 +161,7 @@ def test_idle_peer_is_timed_out_in_spite_of_bytes_of_an_unfinished_message(way):
         assert peer.line() == b""
         peer.close()
         assert server.ended(peer) == ("TimeoutError", "idle_timeout passed")
-        assert server.stats()["timeouts"] == 1
+        assert server.counted(timeouts=1)
 
 
 def test_message_that_takes_too_long_is_timed_out(way):
@@ -224,7 +223,7 @@ def test_tls_carries_messages_of_any_size_both_ways(tls_server):
     peer.sock = peer.sock.unwrap()
     peer.close()
     assert tls_server.ended(peer) == (None, "")
-    assert tls_server.stats()["messages_in"] == 4
+    assert tls_server.counted(messages_in=4)
 
 
 def test_tls_peer_that_talks_no_tls_costs_nobody_else_anything(tls_server):

@@ -97,6 +97,17 @@ class Running(faults.Child):
         numbers = {name: n - before.get(name, 0) for name, n in stats.items() if type(n) is int}
         return stats | numbers
 
+    def counted(self, **expected: int) -> bool:
+        """Does the server come to count so? What threads in workers count is added up in time."""
+        end = time.monotonic() + faults.TIMEOUT
+        while True:
+            stats = self.stats()
+            if all(stats[name] == value for name, value in expected.items()):
+                return True
+            if time.monotonic() > end:
+                print({name: stats[name] for name in expected})
+                return False
+
     def begin_anew(self) -> None:
         """Close all clients, so that another test finds a server like a new one."""
         for client in (*self._sockets, *self._peers):
