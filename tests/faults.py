@@ -24,6 +24,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -283,6 +284,14 @@ class _Control:
         return {}
 
 
+class _Supervision(_Control):
+    """The same in the supervisor of workers, whose stdin nobody else reads."""
+
+    def do_stop(self) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+
 def echo(conn: Any, message: bytes) -> None:
     """Send each message back."""
     conn.send(message)
@@ -296,7 +305,10 @@ def serve(
     on_start: Callable[[], Any] = lambda: None,
     **options: Any,
 ) -> None:
-    """Run a server, say its port and pid, and answer questions until told to stop."""
+    """Run a server, say its port and pid, and answer questions until told to stop.
+
+    With workers it is the supervisor that answers, and `on_start` is not called.
+    """
     log = LogTimes()
     logging.getLogger("pyloop").addHandler(log)
 
@@ -306,10 +318,21 @@ def serve(
             await result
         say(port=server.port, pid=os.getpid())
 
-    framing = pyloop.Lines() if framing is None else framing
-    pyloop.run(
-        pyloop.Server(handler, framing=framing, on_start=started, **options), backend=backend
+    ready = set()
+
+    def worker_started(server: pyloop.Server, worker_id: int) -> None:
+        if worker_id in ready:
+            return  # a successor
+        ready.add(worker_id)
+        if len(ready) == options["workers"]:
+            _Supervision(server, log)
+            say(port=server.port, pid=os.getpid())
+
+    options |= (
+        {"on_worker_start": worker_started} if "workers" in options else {"on_start": started}
     )
+    framing = pyloop.Lines() if framing is None else framing
+    pyloop.run(pyloop.Server(handler, framing=framing, **options), backend=backend)
 
 
 def limit_fds(count: int) -> None:

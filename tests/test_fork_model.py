@@ -34,7 +34,7 @@ def is_alive(pid: int) -> bool:
 
 
 def test_each_conversation_has_a_process_and_the_parent_has_none_of_its_sockets():
-    with serving("fork", quiet=True) as server:
+    with serving("fork") as server:
         before = server.ask("fds")["fds"]
         peers = [server.new() for _ in range(3)]
         pids = {pid_of(peer) for peer in peers}
@@ -46,7 +46,7 @@ def test_each_conversation_has_a_process_and_the_parent_has_none_of_its_sockets(
 
 
 def test_child_has_nothing_of_its_parent():
-    with serving("fork", quiet=True) as server:
+    with serving("fork") as server:
         server.new().echo(b"an older sibling")
         peer = server.new()
         peer.send(b"fds\n")
@@ -57,7 +57,7 @@ def test_child_has_nothing_of_its_parent():
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_death_of_a_child_harms_its_own_client_only(number):
-    with serving("fork", quiet=True) as server:
+    with serving("fork") as server:
         peers = [server.new() for _ in range(3)]
         pids = [pid_of(peer) for peer in peers]
         os.kill(pids[1], number)
@@ -70,7 +70,7 @@ def test_death_of_a_child_harms_its_own_client_only(number):
 
 
 def test_exit_codes_are_counted():
-    with serving("fork", quiet=True) as server:
+    with serving("fork") as server:
         ends = (b"exit 0\n", b"exit 3\n", b"raise\n", b"close\n")
         for order in ends:
             peer = server.new()
@@ -81,7 +81,7 @@ def test_exit_codes_are_counted():
 
 
 def test_what_children_count_outlives_them():
-    with serving("fork", quiet=True) as server:
+    with serving("fork") as server:
         for turn in range(5):
             peer = server.new()
             assert peer.echo(b"%d" % turn)
@@ -93,7 +93,7 @@ def test_what_children_count_outlives_them():
 
 
 def test_children_ignore_the_terminals_sigint_and_obey_their_parent():
-    with serving("fork", quiet=True) as server:
+    with serving("fork") as server:
         peer = server.new()
         os.kill(pid_of(peer), signal.SIGINT)
         assert peer.echo(b"still here")
@@ -112,7 +112,7 @@ def pid_of_children(server) -> int:
 
 
 def test_stop_kills_who_does_not_end_in_time():
-    with serving("fork", quiet=True, drain_timeout=0.2) as server:
+    with serving("fork", drain_timeout=0.2) as server:
         peer = server.new()
         peer.send(b"sleep 1000\n")
         assert peer.line() == b"sleeping\n"
@@ -123,7 +123,7 @@ def test_stop_kills_who_does_not_end_in_time():
 
 
 def test_second_signal_does_not_wait():
-    with serving("fork", quiet=True, drain_timeout=1000) as server:
+    with serving("fork", drain_timeout=1000) as server:
         peer = server.new()
         peer.send(b"sleep 1000\n")
         assert peer.line() == b"sleeping\n"
@@ -136,7 +136,7 @@ def test_second_signal_does_not_wait():
 
 @pytest.mark.parametrize("order", [b"hello\n", b"sleep 1000\n"], ids=["idle", "busy"])
 def test_children_leave_when_the_parent_is_killed(order):
-    with Running("fork", "auto", {"quiet": True, "drain_timeout": 0.5}) as server:
+    with Running("fork", "auto", {"drain_timeout": 0.5}) as server:
         peer = server.new()
         peer.send(order)
         assert peer.line()

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.parametrize("way", ["thread", "fork"])
 
 
 def test_connections_by_the_hundred_leave_nothing_behind(way, backend):
-    with serving(way, backend, quiet=True, max_connections=40) as server:
+    with serving(way, backend, max_connections=40) as server:
         assert server.new().echo(b"first")
         before = server.ask("fds")["fds"]
         rounds = 5 if backend == "auto" else 1
@@ -32,7 +32,7 @@ def test_connections_by_the_hundred_leave_nothing_behind(way, backend):
 
 
 def test_short_fds_reset_nobody_and_the_waiting_are_served(way, backend):
-    with serving(way, backend, quiet=True, fds=40) as server:
+    with serving(way, backend, fds=40) as server:
         waiting = {server.connect() for _ in range(50)}
         for sock in waiting:
             sock.sendall(b"hello\n")

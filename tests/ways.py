@@ -3,10 +3,10 @@
 In the test:
 
     with serving("thread", idle_timeout=1.0) as server:
-        peer = server.peer()
+        peer = server.new()
         assert peer.echo(b"hello")
         peer.close()
-        assert server.ended() == (None, "")
+        assert server.ended(peer) == (None, "")
 
 The server answers lines: most come back, some are orders (see `answer`). It says how each of its
 conversations ended: the class and text of what `receive` raised, or connection_lost was told.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -40,11 +39,20 @@ class Way:
     options: dict[str, Any]
     handler: str
 
+    @property
+    def acceptors(self) -> int:
+        """How many processes accept, each as many connections as it may have."""
+        workers: int = self.options.get("workers", 1)
+        return workers
+
 
 WAYS = {
     "loop": Way({}, "protocol"),
     "thread": Way({"model": "thread"}, "blocking"),
     "fork": Way({"model": "fork"}, "blocking"),
+    "workers": Way({"workers": 2}, "protocol"),
+    "workers with coroutines": Way({"workers": 2}, "coroutine"),
+    "workers of threads": Way({"workers": 2, "model": "thread"}, "blocking"),
 }
 
 SCRIPT = "import sys, ways; ways.main(*sys.argv[1:])"
@@ -59,25 +67,67 @@ class Running(faults.Child):
     def __init__(self, way: str, backend: str, options: dict[str, Any], **popen: Any) -> None:
         super().__init__(SCRIPT, way, backend, json.dumps(options), **popen)
         self._sockets: list[socket.socket] = []
+        self._ports: dict[Any, int] = {}  # of the clients' ends
+        self._endings: dict[int, tuple[str | None, str]] = {}  # by port, those not asked for
+        self._before: dict[str, Any] = {}
         self.tls = self.next()["authority"] if options.get("tls") else None
         self.port: int = self.next()["port"]
 
-    def ended(self) -> tuple[str | None, str]:
-        """Return how the next conversation to end did so."""
-        told = self.next()["ended"]
-        return told[0], told[1]
+    def ended(self, client: Any) -> tuple[str | None, str]:
+        """Wait until the conversation with a client has ended; return how."""
+        port = self._ports[client]
+        while port not in self._endings:
+            self._note(self.next())
+        return self._endings.pop(port)
+
+    def _note(self, told: dict[str, Any]) -> None:
+        port, kind, text = told["ended"]
+        self._endings[port] = kind, text
+
+    def ask(self, command: str) -> Any:
+        answer = super().ask(command)
+        while "ended" in answer:
+            self._note(answer)
+            answer = self.next()
+        return answer
 
     def stats(self) -> dict[str, Any]:
-        return self.ask("stats")
+        """Return what the server has counted since `begin_anew`."""
+        stats, before = self.ask("stats"), self._before
+        numbers = {name: n - before.get(name, 0) for name, n in stats.items() if type(n) is int}
+        return stats | numbers
+
+    def counted(self, **expected: int) -> bool:
+        """Does the server come to count so? What threads in workers count is added up in time."""
+        end = time.monotonic() + faults.TIMEOUT
+        while True:
+            stats = self.stats()
+            if all(stats[name] == value for name, value in expected.items()):
+                return True
+            if time.monotonic() > end:
+                print({name: stats[name] for name in expected})
+                return False
+
+    def begin_anew(self) -> None:
+        """Close all clients, so that another test finds a server like a new one."""
+        for client in (*self._sockets, *self._peers):
+            client.close()
+        faults.wait_until(self, "open", 0)
+        for of_clients in (self._sockets, self._peers, self._ports, self._endings):
+            of_clients.clear()
+        self._before = self.ask("stats")
 
     def connect(self) -> socket.socket:
         """Return a client's socket, with TLS if the server wants it; closed with the server."""
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=faults.TIMEOUT)
+        port = sock.getsockname()[1]
         self._sockets.append(sock)
         if self.tls is not None:
             context = ssl.create_default_context(cadata=self.tls)
-            self._sockets.append(context.wrap_socket(sock, server_hostname="127.0.0.1"))
-        return self._sockets[-1]
+            sock = context.wrap_socket(sock, server_hostname="127.0.0.1")
+            self._sockets.append(sock)
+        self._ports[sock] = port
+        return sock
 
     def new(self) -> faults.Peer:
         """Return a client that is closed, at the latest, with the server."""
@@ -85,6 +135,7 @@ class Running(faults.Child):
         peer.sock = self.connect()
         peer._file = peer.sock.makefile("rb")
         self._peers.append(peer)
+        self._ports[peer] = self._ports[peer.sock]
         return peer
 
     def __exit__(self, *exc_info: Any) -> None:
@@ -149,15 +200,11 @@ def answer(conn: Any, line: bytes) -> None:
         conn.send(line)
 
 
-def ended(exc: BaseException | None, quiet: bool) -> None:
-    if not quiet:
-        faults.say(ended=(type(exc).__name__ if exc else None, str(exc or "")))
+def ended(conn: Any, exc: BaseException | None) -> None:
+    faults.say(ended=(conn.peername[1], type(exc).__name__ if exc else None, str(exc or "")))
 
 
 class Answering(pyloop.Protocol):
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-
     def connection_made(self, conn: Any) -> None:
         self.conn = conn
 
@@ -165,39 +212,31 @@ class Answering(pyloop.Protocol):
         answer(self.conn, message)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        ended(exc, self.quiet)
+        ended(self.conn, exc)
 
 
-def blocking(conn: Any, quiet: bool) -> None:
+def blocking(conn: Any) -> None:
     try:
         for line in conn:
             answer(conn, line)
     except BaseException as exc:
-        ended(exc, quiet)
+        ended(conn, exc)
         raise
-    ended(None, quiet)
+    ended(conn, None)
 
 
-async def coroutine(conn: Any, quiet: bool) -> None:
+async def coroutine(conn: Any) -> None:
     try:
         async for line in conn:
             answer(conn, line)
             await conn.drain()
     except BaseException as exc:
-        ended(exc, quiet)
+        ended(conn, exc)
         raise
-    ended(None, quiet)
+    ended(conn, None)
 
 
-def protocol(quiet: bool) -> Any:
-    return lambda: Answering(quiet)
-
-
-HANDLERS = {
-    "protocol": protocol,
-    "blocking": lambda quiet: functools.partial(blocking, quiet=quiet),
-    "coroutine": lambda quiet: functools.partial(coroutine, quiet=quiet),
-}
+HANDLERS = {"protocol": Answering, "blocking": blocking, "coroutine": coroutine}
 
 
 def tls_context() -> ssl.SSLContext:
@@ -212,7 +251,7 @@ def tls_context() -> ssl.SSLContext:
 
 
 def main(name: str, backend: str, arguments: str) -> None:
-    """Serve until told to stop. Options are Server's, and: framing as source, tls, quiet, fds."""
+    """Serve until told to stop. Options are Server's, and: framing as source, tls, fds."""
     logging.basicConfig()
     options = json.loads(arguments)
     way = WAYS[name]
@@ -221,7 +260,6 @@ def main(name: str, backend: str, arguments: str) -> None:
         options["ssl"] = tls_context()
     if fds := options.pop("fds", 0):
         faults.limit_fds(fds)
-    handler = HANDLERS[way.handler](options.pop("quiet", False))
     options["framing"] = eval(framing, vars(pyloop))
-    faults.serve(handler, backend, **way.options, **options)
+    faults.serve(HANDLERS[way.handler], backend, **way.options, **options)
     sys.exit(0)
