@@ -56,7 +56,7 @@ class _Connections(Set[Connection]):
         return conn in self._members
 
     def __iter__(self) -> Iterator[Connection]:
-        return iter(tuple(self._members))  # threads come and go meanwhile
+        return iter(self._members.copy())  # the one step in which no other thread can run
 
     def __len__(self) -> int:
         return len(self._members)
@@ -385,7 +385,7 @@ class Server:
         left_out = set(exclude) if isinstance(exclude, Collection) else {exclude}
         if (service := self._service) is None:
             return
-        for conn in tuple(service.connections):
+        for conn in self.connections:
             if conn not in left_out:
                 service.cast(conn, data)
 
