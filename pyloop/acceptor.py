@@ -126,7 +126,8 @@ class Acceptor(Owner):
 
     async def wait_idle(self, timeout: float | None) -> bool:
         """Wait until nothing is busy; false if that took too long."""
-        self._idle = self.loop.create_future()
+        if self._idle is None or self._idle.done():  # else somebody waits already: both will hear
+            self._idle = self.loop.create_future()
         self._check_idle()
         done, _ = await asyncio.wait([self._idle], timeout=timeout)
         return bool(done)

@@ -9,6 +9,7 @@ Each child counts in a cell of the run's page, which the parent lends it; cell 0
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import heapq
 import os
@@ -87,9 +88,7 @@ class ForkService(BlockingAcceptor):
             pid = fork_child(child)
         except OSError as exc:
             heapq.heappush(self._free, cell)
-            where = show_address(decode_sockaddr(peer))
-            self._refuse_fd(fd, f"no process for {where}: {exc.strerror}")
-            self._rest_a_while()
+            self._refuse(fd, peer, exc.strerror or str(exc))
             return
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -97,9 +96,13 @@ class ForkService(BlockingAcceptor):
         self._page.claim(cell, 0)
         entry = self._page.cell(cell)
         entry.pid, entry.state = pid, lib.PL_CELL_READY
-        self._children[pid] = _Child(pid, cell, self._watch(pid))
+        self._children[pid] = born = _Child(pid, cell, self._watch(pid))
         if self.stopping:
-            os.kill(pid, signal.SIGTERM)
+            self._tell(born, signal.SIGTERM)
+
+    def _refuse(self, fd: int, peer: bytes, why: str) -> None:
+        self._refuse_fd(fd, f"no process for {show_address(decode_sockaddr(peer))}: {why}")
+        self._rest_a_while()
 
     def _rest_a_while(self) -> None:
         """Processes or memory are short: accept no more for a moment."""
@@ -220,8 +223,16 @@ class ForkService(BlockingAcceptor):
         return bool(self._children or self._waiting)
 
     def _kill(self, number: int) -> None:
-        for pid in self._children:
-            os.kill(pid, number)  # not reaped, so the pid is its own still
+        for child in self._children.values():
+            self._tell(child, number)
+
+    def _tell(self, child: _Child, number: int) -> None:
+        """Send a signal, to nobody if somebody else took the child's status: its pid is free."""
+        with contextlib.suppress(ProcessLookupError):
+            if child.pidfd >= 0:
+                signal.pidfd_send_signal(child.pidfd, number)
+            else:
+                os.kill(child.pid, number)
 
     def _refuse_waiting(self) -> None:
         while self._waiting:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pyloop.core import check, ffi, lib
 from pyloop.framing import Framing
+from pyloop.listening import Place, check_socket
 from pyloop.page import Page
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "check_framing",
     "check_hook",
     "check_path",
+    "check_place",
     "check_seconds",
     "check_size",
 ]
@@ -81,6 +83,28 @@ def check_hook(name: str, hook: Any, *, plain: bool = False) -> Any:
     if plain and inspect.iscoroutinefunction(hook):
         raise TypeError(f"{name}: expected a plain function, got the coroutine function {hook!r}")
     return hook
+
+
+def _check_hosts(host: Any) -> tuple[str, ...]:
+    hosts = [host] if isinstance(host, str) else host
+    if not isinstance(hosts, (list, tuple)) or not all(isinstance(h, str) for h in hosts):
+        raise TypeError(f"host: expected a str or a list of them, got {host!r}")
+    if not hosts:
+        raise ValueError("host: expected at least one, got none")
+    return tuple(hosts)
+
+
+def check_place(host: Any, port: Any, path: Any, sock: Any, backlog: Any) -> Place:
+    """Return where to listen. Raises TypeError or ValueError that names the argument."""
+    if path is not None and sock is not None:
+        raise ValueError("path and sock: expected one of them, got both")
+    return Place(
+        hosts=_check_hosts(host),
+        port=check_size("port", port, 0, 65535),
+        path=None if path is None else check_path(path),
+        sock=None if sock is None else check_socket(sock),
+        backlog=check_size("backlog", backlog, 1, 65535),
+    )
 
 
 def check_ssl(name: str, context: Any) -> ssl_module.SSLContext | None:

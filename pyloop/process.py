@@ -20,12 +20,13 @@ from pyloop.framing import Lines
 from pyloop.loop import running_loop
 from pyloop.protocol import Protocol, log
 from pyloop.watchdog import Limits
-from pyloop.worker import ABORT, FAILED, READY, RETIRE
+from pyloop.worker import ABORT, FAILED, LEAVING, READY, RETIRE
 
 __all__ = ["Slot", "WorkerProcess"]
 
 _REPORT_BYTES = 1 << 20
 _HEAR_OUT_SECONDS = 1.0
+_LEAVE_SECONDS = 1.0
 
 
 class WorkerProcess(Protocol):
@@ -56,6 +57,7 @@ class WorkerProcess(Protocol):
         self._on_ready, self._on_failure = on_ready, on_failure
         self._conn: Connection | None = None
         self._settled: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._left = asyncio.Event()  # it accepts no more
         self._leave_by = 0.0
         self._warned = False
 
@@ -94,6 +96,8 @@ class WorkerProcess(Protocol):
             log.error("worker %d (pid %d) said what nobody understands", *self.names)
         elif report.get(READY):
             self._on_ready(self)
+        elif report.get(LEAVING):
+            self._left.set()
         elif FAILED in report:
             self._on_failure(self, str(report[FAILED]))
 
@@ -109,12 +113,20 @@ class WorkerProcess(Protocol):
 
     def settle(self, ready: bool) -> None:
         """It is ready, or it has ended; the first counts."""
+        if not ready:
+            self._left.set()
         if not self._settled.done():
             self._settled.set_result(ready)
 
     async def became_ready(self) -> bool:
         """Wait until it is ready, or has ended without that."""
         return await asyncio.shield(self._settled)
+
+    async def has_left(self) -> None:
+        """Wait until it accepts no more, or has ended; a second, since it may hang."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVE_SECONDS):
+                await self._left.wait()
 
     def retire(self, patience: float) -> None:
         """Have it accept no more, and leave when its connections have; overdue after `patience`."""

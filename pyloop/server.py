@@ -16,13 +16,13 @@ from pyloop.connection import Connection
 from pyloop.fork_model import ForkService
 from pyloop.framing import Framing, Raw, as_bytes
 from pyloop.handlers import MODELS, HandlerKind, classify, one_by_one
-from pyloop.listening import Listening, Place, check_socket
+from pyloop.listening import Listening
 from pyloop.loop import Loop, running_loop
 from pyloop.options import (
     Group,
     check_framing,
     check_hook,
-    check_path,
+    check_place,
     check_seconds,
     check_size,
     check_ssl,
@@ -40,6 +40,7 @@ _SERVICES: dict[str, type[Acceptor]] = {
     "thread": ThreadService,
     "fork": ForkService,
 }
+_FORKS_MOST = 32_768  # each has a cell of the page
 _MOST_CONNECTIONS = {"loop": 0, "thread": 1000, "fork": 512}
 """max_connections=None, by model; 0 is no limit."""
 
@@ -56,7 +57,7 @@ class _Connections(Set[Connection]):
         return conn in self._members
 
     def __iter__(self) -> Iterator[Connection]:
-        return iter(tuple(self._members))  # threads come and go meanwhile
+        return iter(self._members.copy())  # the one step in which no other thread can run
 
     def __len__(self) -> int:
         return len(self._members)
@@ -64,27 +65,6 @@ class _Connections(Set[Connection]):
     @classmethod
     def _from_iterable(cls, it: Any) -> Any:
         return set(it)
-
-
-def _check_hosts(host: Any) -> tuple[str, ...]:
-    hosts = [host] if isinstance(host, str) else host
-    if not isinstance(hosts, (list, tuple)) or not all(isinstance(h, str) for h in hosts):
-        raise TypeError(f"host: expected a str or a list of them, got {host!r}")
-    if not hosts:
-        raise ValueError("host: expected at least one, got none")
-    return tuple(hosts)
-
-
-def _check_place(host: Any, port: Any, path: Any, sock: Any, backlog: Any) -> Place:
-    if path is not None and sock is not None:
-        raise ValueError("path and sock: expected one of them, got both")
-    return Place(
-        hosts=_check_hosts(host),
-        port=check_size("port", port, 0, 65535),
-        path=None if path is None else check_path(path),
-        sock=None if sock is None else check_socket(sock),
-        backlog=check_size("backlog", backlog, 1, 65535),
-    )
 
 
 def _check_model(model: Any) -> str:
@@ -96,7 +76,7 @@ def _check_model(model: Any) -> str:
 def _check_most(value: Any, model: str) -> int:
     if value is None:
         return _MOST_CONNECTIONS[model]
-    return check_size("max_connections", value, 1, 1 << 31)
+    return check_size("max_connections", value, 1, _FORKS_MOST if model == "fork" else 1 << 31)
 
 
 class Server:
@@ -173,7 +153,7 @@ class Server:
         self._handler = handler
         if self._kind is HandlerKind.ASYNC_MESSAGE:
             self._handler = one_by_one(handler)
-        self._place = _check_place(host, port, path, sock, backlog)
+        self._place = check_place(host, port, path, sock, backlog)
         self._framing = Raw() if framing is None else check_framing(framing)
         self._ssl = check_ssl("ssl", ssl)
         self._handshake_timeout = check_seconds("handshake_timeout", handshake_timeout)
@@ -330,11 +310,15 @@ class Server:
             self._service = None
             self._stopped.set()
 
-    async def _retire(self) -> None:
-        """Stop accepting; wait until all connections have ended, for drain_timeout at most."""
+    def _retire(self) -> None:
+        """Accept no more; who is there goes on."""
+        if self._service is not None and not self._service.stopping:
+            self._stop_accepting()
+
+    async def _retired(self) -> None:
+        """Wait until all connections have ended, for drain_timeout at most."""
         service = self._service
         if service is not None and not service.stopping:
-            self._stop_accepting()
             await service.wait_idle(self._drain_timeout)
 
     def _stop_accepting(self) -> None:
@@ -385,7 +369,7 @@ class Server:
         left_out = set(exclude) if isinstance(exclude, Collection) else {exclude}
         if (service := self._service) is None:
             return
-        for conn in tuple(service.connections):
+        for conn in self.connections:
             if conn not in left_out:
                 service.cast(conn, data)
 

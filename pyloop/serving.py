@@ -101,11 +101,12 @@ class Stage:
         self._retire.set()
 
     async def run(self, ready: Callable[[], None], leaving: Callable[[], None]) -> None:
-        """Serve; `ready` is called when all have started, `leaving` when accepting ends."""
+        """Serve; `ready` is called when all have started, `leaving` once or more, when
+        accepting has ended."""
         try:
             if await self._unless_stopped(self._start()):
                 ready()
-                await self._unless_stopped(self._until_ended())
+                await self._unless_stopped(self._until_ended(leaving))
         finally:
             leaving()
             await self._stop_all()
@@ -114,7 +115,7 @@ class Stage:
         for server in self._servers:
             await server._start()
 
-    async def _until_ended(self) -> None:
+    async def _until_ended(self, leaving: Callable[[], None]) -> None:
         """Wait until every server was stopped from within, or has retired."""
         stopped = (s._stopped.wait() for s in self._servers if s._stopped)
         ended = asyncio.gather(*stopped)
@@ -122,7 +123,10 @@ class Stage:
         try:
             await asyncio.wait((ended, retire), return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
-                await asyncio.gather(*(server._retire() for server in self._servers))
+                for server in self._servers:
+                    server._retire()
+                leaving()
+                await asyncio.gather(*(server._retired() for server in self._servers))
         finally:
             await _cancel(ended, retire)
 

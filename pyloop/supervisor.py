@@ -328,6 +328,8 @@ class Supervisor:
             if not await self._replace(slot):
                 log.error("reload: worker %d did not start; the old ones go on", slot.worker_id)
                 return
+            if slot.leaving is not None:
+                await slot.leaving.has_left()  # who comes after "reloaded" meets new code only
         self._page.header.reloads += 1
         log.info("reloaded %d workers", len(self._slots))
 

@@ -3,6 +3,7 @@
     supervisor  --"retire"-->  worker        over a socketpair, a line each; its end means: leave
                 --"abort"-->
                 <--{"ready": true}--
+                <--{"leaving": true}--    it accepts no more
                 <--{"failed": traceback}--
 
 SIGTERM means: stop, and no more than that if it comes twice, from the supervisor and from whoever
@@ -31,7 +32,7 @@ from pyloop.protocol import log
 from pyloop.server import Server
 from pyloop.serving import Signals, Stage, count_in
 
-__all__ = ["ABORT", "FAILED", "READY", "RETIRE", "STACK_SIGNAL", "Post", "work"]
+__all__ = ["ABORT", "FAILED", "LEAVING", "READY", "RETIRE", "STACK_SIGNAL", "Post", "work"]
 
 STACK_SIGNAL = signal.SIGRTMIN + 4 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
 """Has a worker write the stacks of its threads, whatever it is doing."""
@@ -40,7 +41,7 @@ ORPHAN_SECONDS = 5.0
 """Beyond drain_timeout, before a worker without a supervisor is ended by SIGALRM."""
 
 RETIRE, ABORT = b"retire", b"abort"
-READY, FAILED = "ready", "failed"
+READY, LEAVING, FAILED = "ready", "leaving", "failed"
 _TRACEBACK_BYTES = 32 * 1024
 
 
@@ -80,6 +81,7 @@ async def _work(servers: tuple[Server, ...], post: Post) -> int:
 
     def leaving() -> None:
         cell.state = lib.PL_CELL_LEAVING
+        boss.say({LEAVING: True})
 
     with Signals(stage.leave, signal.SIGTERM):
         try:

@@ -232,6 +232,42 @@ def test_failing_fork_costs_that_connection_only_and_accepting_goes_on():
         child.stop()
 
 
+@pytest.mark.parametrize("pidfds", [True, False])
+def test_child_whose_status_is_taken_by_the_kernel_does_not_disturb_a_stop(pidfds):
+    script = """if True:
+    import os, signal, sys, time
+    from faults import serve
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    if sys.argv[1] == "False":
+        del os.pidfd_open
+
+    def kill_and_abort(number, frame):
+        service = main_server._service
+        first = next(iter(service._children))
+        os.kill(first, signal.SIGKILL)
+        while os.path.exists(f"/proc/{first}"):
+            time.sleep(0.01)
+        main_server.abort()
+
+    def begin():
+        global main_server
+        import gc, pyloop
+        (main_server,) = [o for o in gc.get_objects() if isinstance(o, pyloop.Server)]
+        signal.signal(signal.SIGUSR1, kill_and_abort)
+
+    serve(lambda conn, line: conn.send(line), "auto", model="fork", on_start=begin)
+    """
+    with Child(script, str(pidfds)) as child:
+        port = child.next()["port"]
+        peers = [child.peer(port) for _ in range(3)]
+        assert all(peer.echo(b"hello") for peer in peers)
+        os.kill(child.pid, signal.SIGUSR1)
+        assert [peer.line() for peer in peers] == [b"", b"", b""]
+        assert child.peer(port).echo(b"served on")
+        child.stop()
+
+
 def test_reaping_needs_no_pidfd():
     script = """if True:
     import os

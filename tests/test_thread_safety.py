@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import itertools
 import queue
 import socket
 import threading
@@ -116,6 +118,37 @@ def test_broadcast_leaves_out_whom_it_is_told_to(handler):
             conn.close()
         expected = [b"to one\n", b"to two\n", b"to two\n"]
         assert sorted(read_all(sock) for sock in socks) == expected
+
+
+def test_connection_that_comes_at_any_point_of_a_walk_does_not_disturb_it():
+    """Finalizers run at allocations, and what they call lets other threads run."""
+    server = pyloop.Server(Conversations(), model="thread")
+    members, busy = set(range(50)), True
+
+    class Arrival:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            members.add(object())
+            if busy:
+                Arrival()
+
+    view, before = type(server.connections)(members), gc.get_threshold()
+    try:
+        for threshold, allocations in itertools.product(range(1, 9), range(8)):
+            Arrival()
+            gc.set_threshold(threshold)
+            kept = [[] for _ in range(allocations)]
+            assert len([None for _ in view]) >= 50
+            gc.set_threshold(*before)
+            del kept
+            gc.collect()
+    finally:
+        busy = False
+        gc.set_threshold(*before)
+        gc.collect()
+    assert len(members) > 50
 
 
 def test_tls_records_of_many_threads_do_not_mix(handler):
