@@ -161,7 +161,8 @@ class ServedTLSConnection(ServedConnection):
         raise ConnectionClosed("close_writing: TLS has no half-close")
 
     def _drain_input(self) -> None:
-        if self._ready:
-            super()._drain_input()
-        else:
-            self.abort()
+        with self._lock:  # a handshake that ends just now is not cut off
+            if self._ready:
+                super()._drain_input()
+            else:
+                self.abort()
