@@ -7,17 +7,14 @@ import contextlib
 import inspect
 import signal
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar, overload
 
-from pyloop.launch import ForkLauncher
 from pyloop.loop import new_event_loop
-from pyloop.metrics import serve_metrics
+from pyloop.page import Page
 from pyloop.server import Server
 from pyloop.serving import Signals, children_of, make_page, serve_alone
-from pyloop.slots import Slots, listen
 from pyloop.supervision import Supervision, cells_for, common_supervision, workers_most
-from pyloop.supervisor import Supervisor
 
 __all__ = ["refuse_run", "run"]
 
@@ -93,7 +90,7 @@ async def _serve(servers: tuple[Server, ...], backend: str, debug: bool | None) 
     settings = common_supervision([(repr(server), server._supervision) for server in servers])
     if settings.workers == 1:
         page = make_page(servers, 1 + children_of(servers))
-        async with serve_metrics(_metrics_of(servers), page):
+        async with _metrics(servers, page):
             await serve_alone(servers, page)
     elif threading.current_thread() is threading.main_thread():
         await _supervise(servers, settings, backend, debug)
@@ -112,6 +109,11 @@ async def _supervise(
         OSError: an address cannot be listened on.
         SystemExit: 3, when no worker could start.
     """
+    # Not above: most programs that import pyloop have no workers, and each import takes its time.
+    from pyloop.launch import ForkLauncher
+    from pyloop.slots import Slots, listen
+    from pyloop.supervisor import Supervisor
+
     places = [Slots(server._place) for server in servers]
     page = make_page(servers, cells_for(workers_most(settings.workers)))
     async with listen(places, settings.workers, page):
@@ -119,12 +121,21 @@ async def _supervise(
             server._listening = place.first
         launcher = ForkLauncher(servers, places, backend, debug)
         drain_timeout = max(server._drain_timeout for server in servers)
-        async with serve_metrics(_metrics_of(servers), page):
+        async with _metrics(servers, page):
             await Supervisor(launcher, places, settings, drain_timeout, page).run()
 
 
-def _metrics_of(servers: tuple[Server, ...]) -> list[Any]:
-    return [server._metrics for server in servers if server._metrics is not None]
+@contextlib.asynccontextmanager
+async def _metrics(servers: tuple[Server, ...], page: Page) -> AsyncIterator[None]:
+    """Serve metrics in this block, if any server asks for them."""
+    addresses = [server._metrics for server in servers if server._metrics is not None]
+    if not addresses:
+        yield
+        return
+    from pyloop.metrics import serve_metrics
+
+    async with serve_metrics(addresses, page):
+        yield
 
 
 @contextlib.contextmanager
