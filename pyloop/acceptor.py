@@ -117,7 +117,7 @@ class Acceptor(Owner):
 
     def _is_busy(self) -> bool:
         """Is there anything that `drain` waits for?"""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: connections and tasks, threads, or children
 
     def _check_idle(self) -> None:
         idle = self._idle
@@ -139,11 +139,11 @@ class Acceptor(Owner):
 
     async def drain(self, timeout: float) -> None:
         """Let handlers finish for `timeout` seconds, then abort what is left."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each model has its own way to tell them
 
     def abort(self) -> None:
         """Abort every connection and whatever serves it."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: tasks are cancelled, children killed
 
     def end(self) -> None:
         """Leave the core."""

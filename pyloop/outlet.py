@@ -235,7 +235,8 @@ class Outlet(BlockingConnection):
             self._exc = exc
 
     def _wait_sent(self, target: int, wanted: int) -> None:
-        raise NotImplementedError
+        """Wait until `target` bytes have left; input that comes, if `wanted`, is thrown away."""
+        raise NotImplementedError  # abstract: waiting is ServedConnection's, here nothing waits
 
     def pause_reading(self) -> None:
         """Stop delivering messages; what has arrived is kept, and the peer is slowed down."""
