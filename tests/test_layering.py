@@ -32,6 +32,9 @@ PYTHON_LEVELS = """
     service
     thread_model fork_model
     bus models
+    redis_broker nats_broker shm_broker
+    subscription
+    broker
     acceptor
     forking
     channel loop
