@@ -78,7 +78,11 @@ C_ARROWS: dict[str, set[str]] = {
     "blocking": {"sock"},
     "fdset": set(),
     "sock": set(),
-    "pyloop": {"pyloop_page", "pyloop_parts"},
+    "lock": {"sock"},
+    "region": {"lock", "sock"},
+    "region_make": {"region", "sock"},
+    "pyloop": {"pyloop_memory", "pyloop_page", "pyloop_parts"},
+    "pyloop_memory": set(),
     "pyloop_page": set(),
     "pyloop_parts": set(),
 }
@@ -94,7 +98,9 @@ SYSTEM_CALLS = {
     "wake",
     "memory",
     "semaphore",
-    "ring",
+    "lock",
+    "region",
+    "region_make",
     "uring",
 }
 
