@@ -18,6 +18,7 @@ import asyncio
 import gc
 import os
 import select
+import signal
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ import pyloop
 
 BACKENDS = [name for name in ("select", "poll", "epoll") if hasattr(select, name)] + ["auto"]
 _FAILED = pytest.StashKey[bool]()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # run in a shell's background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 _FD_DIR = Path("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd")
 
 
