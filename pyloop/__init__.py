@@ -11,6 +11,7 @@ from pyloop.framing import Delimited, FixedSize, LengthPrefixed, Lines, Netstrin
 from pyloop.loop import Loop, new_event_loop
 from pyloop.protocol import Protocol
 from pyloop.run import run
+from pyloop.semaphore import Semaphore
 from pyloop.server import Server
 from pyloop.stats import Counters, LoopStats, ProcessStats, ServerStats, WorkerStats
 
@@ -31,6 +32,7 @@ __all__ = [
     "Protocol",
     "PyloopError",
     "Raw",
+    "Semaphore",
     "Server",
     "ServerStats",
     "WorkerStats",

@@ -46,8 +46,9 @@ PYTHON_LEVELS = """
     inbox logs
     protocol
     supervision slots
+    shared_lock semaphore
     memory lowlevel options framing listening
-    page
+    placing waiting page
     core
     _core errors address
 """
@@ -66,6 +67,7 @@ C_ARROWS: dict[str, set[str]] = {
     "table": set(),
     "wake": {"sock"},
     "memory": {"sock"},
+    "semaphore": {"sock"},
     "reuseport": set(),
     "orphan": set(),
     "poller": set(),
@@ -78,9 +80,10 @@ C_ARROWS: dict[str, set[str]] = {
     "blocking": {"sock"},
     "fdset": set(),
     "sock": set(),
-    "pyloop": {"pyloop_page", "pyloop_parts"},
+    "pyloop": {"pyloop_page", "pyloop_parts", "pyloop_semaphore"},
     "pyloop_page": set(),
     "pyloop_parts": set(),
+    "pyloop_semaphore": set(),
 }
 # Among themselves, a file of the loop level calls those right of it. loop_guard goes with loop.h.
 CALLS_UP = {"loop_guard"}
