@@ -33,8 +33,8 @@ int pl_semaphore_unlink(const char *name);       /* those who have it open keep 
 
 /* Make, or find, one in PL_SEMAPHORE_SIZE bytes of shared memory, aligned. All zeroes is "none is here".
  * PL_CREATE or PL_ATTACH. 0 and *found, which is borrowed from `memory`; -ENOENT: zeroes, or somebody is about to make
- * it; -EEXIST; -EINVAL: something else lies there, or one of another C library's; the value is over SEM_VALUE_MAX;
- * -ENOSYS where the system has none in memory. Source: sem_init(3). */
+ * it; -EEXIST; PL_E_FOREIGN: something else lies there, or one of another C library's; -EINVAL: the value is over
+ * SEM_VALUE_MAX; -ENOSYS where the system has none in memory. Source: sem_init(3). */
 int pl_semaphore_place(void *memory, int create, uint32_t value, struct pl_semaphore **found);
 
 /* Take one, waiting at most timeout_ns. 1: taken; 0: the time has passed; -EINTR; -EINVAL. Source: sem_clockwait(3) where

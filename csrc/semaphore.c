@@ -70,7 +70,7 @@ static int make(struct place *place, uint32_t value)
 {
     uint64_t seen = 0;
     if (!atomic_compare_exchange_strong(&place->head, &seen, MAKING))
-        return seen == MAKING || seen == HEAD ? -EEXIST : -EINVAL;
+        return seen == MAKING || seen == HEAD ? -EEXIST : PL_E_FOREIGN;
     int rc = sem_init(&place->sem, 1, value) < 0 ? -errno : 0;
     atomic_store(&place->head, rc < 0 ? 0 : HEAD);
     return rc;
@@ -79,8 +79,9 @@ static int make(struct place *place, uint32_t value)
 static int find(struct place *place)
 {
     uint64_t seen = atomic_load(&place->head);
-    return seen == HEAD ? 0 : seen == 0 || seen == MAKING ? -ENOENT
-                                                          : -EINVAL;
+    if (seen == 0 || seen == MAKING)
+        return -ENOENT;
+    return seen == HEAD ? 0 : PL_E_FOREIGN;
 }
 
 int pl_semaphore_place(void *memory, int create, uint32_t value, struct pl_semaphore **found)

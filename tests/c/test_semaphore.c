@@ -129,8 +129,8 @@ static void test_place_tells_zeroes_one_and_other_data(void)
     CHECK(pl_semaphore_place(memory, PL_CREATE, 0, &again) == -EEXIST);
     for (int bit = 0; bit < 64; bit++) {
         memory[0] = head ^ (UINT64_C(1) << bit);
-        CHECK(pl_semaphore_place(memory, PL_ATTACH, 0, &again) == -EINVAL);
-        CHECK(pl_semaphore_place(memory, PL_CREATE, 0, &again) == -EINVAL);
+        CHECK(pl_semaphore_place(memory, PL_ATTACH, 0, &again) == PL_E_FOREIGN);
+        CHECK(pl_semaphore_place(memory, PL_CREATE, 0, &again) == PL_E_FOREIGN);
     }
 }
 
