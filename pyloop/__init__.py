@@ -9,6 +9,7 @@ from pyloop.connection import Connection
 from pyloop.errors import ConnectionClosed, FramingError, PyloopError, WriteLimitError
 from pyloop.framing import Delimited, FixedSize, LengthPrefixed, Lines, Netstring, Raw
 from pyloop.loop import Loop, new_event_loop
+from pyloop.memory import SharedMemory
 from pyloop.protocol import Protocol
 from pyloop.run import run
 from pyloop.server import Server
@@ -33,6 +34,7 @@ __all__ = [
     "Raw",
     "Server",
     "ServerStats",
+    "SharedMemory",
     "WorkerStats",
     "WriteLimitError",
     "connect",

@@ -46,8 +46,8 @@ PYTHON_LEVELS = """
     inbox logs
     protocol
     supervision slots
-    memory lowlevel options framing listening
-    page
+    memory mapped lowlevel options framing listening
+    page region
     core
     _core errors address
 """
@@ -66,6 +66,7 @@ C_ARROWS: dict[str, set[str]] = {
     "table": set(),
     "wake": {"sock"},
     "memory": {"sock"},
+    "mapping": {"sock"},
     "reuseport": set(),
     "orphan": set(),
     "poller": set(),
@@ -78,7 +79,8 @@ C_ARROWS: dict[str, set[str]] = {
     "blocking": {"sock"},
     "fdset": set(),
     "sock": set(),
-    "pyloop": {"pyloop_page", "pyloop_parts"},
+    "pyloop": {"pyloop_map", "pyloop_page", "pyloop_parts"},
+    "pyloop_map": set(),
     "pyloop_page": set(),
     "pyloop_parts": set(),
 }
@@ -92,6 +94,7 @@ SYSTEM_CALLS = {
     "sock",
     "fdset",
     "wake",
+    "mapping",
     "memory",
     "semaphore",
     "ring",
