@@ -16,6 +16,7 @@ CSRC = Path(__file__).resolve().parent / "csrc"
 CONTRACT = (
     "pyloop_parts.h",
     "pyloop_page.h",
+    "pyloop_map.h",
     "pyloop_memory.h",
     "pyloop_semaphore.h",
     "pyloop.h",

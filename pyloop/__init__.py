@@ -9,10 +9,12 @@ from pyloop.connection import Connection
 from pyloop.errors import ConnectionClosed, FramingError, PyloopError, WriteLimitError
 from pyloop.framing import Delimited, FixedSize, LengthPrefixed, Lines, Netstring, Raw
 from pyloop.loop import Loop, new_event_loop
+from pyloop.memory import SharedMemory
 from pyloop.protocol import Protocol
 from pyloop.run import run
 from pyloop.semaphore import Semaphore
 from pyloop.server import Server
+from pyloop.shared_lock import SharedLock
 from pyloop.stats import Counters, LoopStats, ProcessStats, ServerStats, WorkerStats
 
 __all__ = [
@@ -35,6 +37,8 @@ __all__ = [
     "Semaphore",
     "Server",
     "ServerStats",
+    "SharedLock",
+    "SharedMemory",
     "WorkerStats",
     "WriteLimitError",
     "connect",

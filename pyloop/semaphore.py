@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from pyloop import placing, waiting
 from pyloop.core import check, ffi, lib
-
-if TYPE_CHECKING:
-    from pyloop.memory import SharedMemory
+from pyloop.memory import SharedMemory
 
 __all__ = ["Semaphore"]
 
 _MAX = 2**31 - 1
-_IN_MEMORY = {errno.ENOENT: "no semaphore is here", errno.EEXIST: "there is a semaphore already"}
+_NAME_BYTES = 251  # a file named sem.NAME
 
 
 class Semaphore:
@@ -42,7 +42,8 @@ class Semaphore:
         FileExistsError: create=True, and there is one.
         FileNotFoundError: create=False, and there is none.
         ValueError: `value`, `name` or `offset` is out of range; something else lies at `offset`.
-        OSError: PermissionError where it is another user's; ENOSPC, EMFILE, ENOMEM.
+        OSError: PermissionError where it is another user's; ENOSPC, EMFILE, ENOMEM; EFAULT, from
+            any method: the memory was truncated.
 
     Source: sem_overview(7), pl_semaphore_open, pl_semaphore_place
     """
@@ -51,7 +52,7 @@ class Semaphore:
     """Bytes that one takes in a SharedMemory."""
     ALIGN: ClassVar[int] = lib.PL_SEMAPHORE_ALIGN
 
-    __slots__ = ("__weakref__", "_name", "_sem")
+    __slots__ = ("__weakref__", "_look", "_name", "_sem")
 
     def __init__(
         self,
@@ -66,12 +67,13 @@ class Semaphore:
         if not 0 <= value <= _MAX:
             raise ValueError(f"value must be 0 to {_MAX}, not {value}")
         self._name = name
+        self._look: Callable[[], None] = lambda: None
         # Whoever uses it holds this pointer, so it is unmapped when the last of them is done.
         self._sem: Any = None
         if name is not None:
             self._sem = _open(name, value, create)
         elif memory is not None:
-            place = memory._place(offset, self.SIZE, self.ALIGN)
+            place, self._look = placing.in_memory(memory, offset, type(self))
             self._sem = _place(place, value, bool(create), f"offset {offset}")
         else:
             place = placing.anonymous("pyloop-semaphore", self.SIZE)
@@ -124,10 +126,12 @@ class Semaphore:
             ValueError: As `wait`.
             RuntimeError: There can be no more threads.
         """
-        sem = self._pointer()  # the semaphore may be closed when a token is to be put back
+        sem, look = self._pointer(), self._look  # it may be closed when a token is to be put back
 
         def put_back(_: bool) -> None:
-            lib.pl_semaphore_post(sem)
+            with contextlib.suppress(OSError):  # no memory, no tokens
+                look()
+                lib.pl_semaphore_post(sem)
 
         return await waiting.wait_async(self._take, put_back, timeout) is not None
 
@@ -147,7 +151,7 @@ class Semaphore:
 
         Waits of other threads end within 100 ms, with a ValueError. Closing again does nothing.
         """
-        self._sem = None
+        self._sem, self._look = None, lambda: None
 
     def unlink(self) -> None:
         """Remove the name; those who have it open keep the semaphore.
@@ -159,7 +163,9 @@ class Semaphore:
         if self._name is None:
             raise ValueError("a semaphore without a name has nothing to unlink")
         _check_named(
-            lib.pl_semaphore_unlink(placing.encode_name(self._name, "sem.")), "unlink", self._name
+            lib.pl_semaphore_unlink(placing.encode_name(self._name, _NAME_BYTES)),
+            "unlink",
+            self._name,
         )
 
     def __enter__(self) -> Semaphore:
@@ -180,6 +186,7 @@ class Semaphore:
         sem = self._sem
         if sem is None:
             raise ValueError("the semaphore is closed")
+        self._look()
         return sem
 
     def _take(self, ns: int) -> bool | None:
@@ -191,9 +198,9 @@ class Semaphore:
 
 
 def _open(name: str, value: int, create: bool | None) -> Any:
-    how = lib.PL_ATTACH_OR_CREATE if create is None else lib.PL_CREATE if create else lib.PL_ATTACH
     found = ffi.new("struct pl_semaphore **")
-    encoded = placing.encode_name(name, "sem.")
+    how = placing.how_to_create(create)
+    encoded = placing.encode_name(name, _NAME_BYTES)
     _check_named(lib.pl_semaphore_open(encoded, how, value, found), "open", name)
     return ffi.gc(found[0], lib.pl_semaphore_close)
 
@@ -205,11 +212,5 @@ def _check_named(code: int, what: str, name: str) -> None:
 
 def _place(place: Any, value: int, create: bool, where: str) -> Any:
     found = ffi.new("struct pl_semaphore **")
-    how = lib.PL_CREATE if create else lib.PL_ATTACH
-    code = lib.pl_semaphore_place(place, how, value, found)
-    if code == -errno.EINVAL:
-        raise ValueError(f"{where}: here is no semaphore, and not the zeroes where one is made")
-    if -code in _IN_MEMORY:
-        raise OSError(-code, f"{where}: {_IN_MEMORY[-code]}")
-    check(code)
-    return placing.tied(found[0], place)
+    code = lib.pl_semaphore_place(place, placing.how_to_create(create), value, found)
+    return placing.placed(code, found, place, "semaphore", where)

@@ -47,8 +47,9 @@ PYTHON_LEVELS = """
     protocol
     supervision slots
     shared_lock semaphore
-    memory lowlevel options framing listening
-    placing waiting page
+    placing
+    memory mapped lowlevel options framing listening
+    waiting page region
     core
     _core errors address
 """
@@ -68,6 +69,7 @@ C_ARROWS: dict[str, set[str]] = {
     "wake": {"sock"},
     "memory": {"sock"},
     "semaphore": {"sock"},
+    "mapping": {"sock"},
     "reuseport": set(),
     "orphan": set(),
     "poller": set(),
@@ -84,7 +86,8 @@ C_ARROWS: dict[str, set[str]] = {
     "placed_lock": set(),
     "region": {"lock", "sock"},
     "region_make": {"region", "sock"},
-    "pyloop": {"pyloop_memory", "pyloop_page", "pyloop_parts", "pyloop_semaphore"},
+    "pyloop": {"pyloop_map", "pyloop_memory", "pyloop_page", "pyloop_parts", "pyloop_semaphore"},
+    "pyloop_map": set(),
     "pyloop_memory": set(),
     "pyloop_page": set(),
     "pyloop_parts": set(),
@@ -100,6 +103,7 @@ SYSTEM_CALLS = {
     "sock",
     "fdset",
     "wake",
+    "mapping",
     "memory",
     "semaphore",
     "lock",
