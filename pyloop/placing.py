@@ -1,4 +1,4 @@
-"""Where what processes share stands: under a name, in memory that they share, or in their parent's."""
+"""Where locks and semaphores stand: under a name, in a SharedMemory, or in memory of their own."""
 
 from __future__ import annotations
 

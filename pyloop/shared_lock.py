@@ -142,13 +142,12 @@ class SharedLock:
         """
         word, look = self._pointer(), self._look  # it may be closed when it is to be let go
 
-        def let_go(how: How) -> None:
+        def let_go(how: How | None) -> None:
             with contextlib.suppress(OSError):  # no memory, no lock
                 look()
                 (lib.pl_lock_release if how == "ok" else lib.pl_lock_forsake)(_self(), word)
 
-        taken = await waiting.wait_async(self._take, let_go, timeout)
-        return taken
+        return await waiting.wait_async(self._take, let_go, timeout)
 
     def release(self) -> None:
         """Let go of the lock; wakes one who waits.

@@ -1,4 +1,4 @@
-"""Waits that block: for what no file descriptor tells of, with a time-out, beside signals and loops.
+"""Waits for what no file descriptor tells of, with a time-out, beside signals and loops.
 
 A wait is done in slices of 100 ms. Between two of them signal handlers run, and it is seen that
 somebody has closed the thing, or no longer wants it; so nothing has to wake a wait to end it, and a
