@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import pyloop
 
-TIMEOUT = 60.0
+TIMEOUT = 30.0
 _numbers = itertools.count()
 
 
