@@ -37,8 +37,8 @@ int pl_semaphore_unlink(const char *name);       /* those who have it open keep 
  * SEM_VALUE_MAX; -ENOSYS where the system has none in memory. Source: sem_init(3). */
 int pl_semaphore_place(void *memory, int create, uint32_t value, struct pl_semaphore **found);
 
-/* Take one, waiting at most timeout_ns. 1: taken; 0: the time has passed; -EINTR; -EINVAL. Source: sem_clockwait(3) where
- * the C library has it, else pl_semaphore_nap. Never sem_timedwait: somebody may set its clock. */
+/* Take one, waiting at most timeout_ns. 1: taken; 0: the time has passed; -EINTR; -EINVAL. Source: sem_clockwait(3)
+ * where the C library has it, else pl_semaphore_nap. Never sem_timedwait: somebody may set its clock. */
 int pl_semaphore_wait(struct pl_semaphore *s, int64_t timeout_ns);
 
 /* The same by sem_trywait(3), between naps that grow from 1 to 10 ms; in sight so that it can be tried everywhere. */

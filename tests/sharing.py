@@ -1,4 +1,4 @@
-"""What the tests of semaphores and locks share: children by fork, signals in a wait, threads that end."""
+"""For the tests of semaphores and locks: children by fork, signals in a wait, threads that end."""
 
 from __future__ import annotations
 
@@ -93,6 +93,14 @@ def shot_at(handler: Callable[..., object]) -> Iterator[None]:
         ended.set()
         thread.join(TIMEOUT)
         signal.signal(signal.SIGUSR1, before)
+
+
+def fail(block: contextlib.AbstractContextManager[object]) -> object:
+    """End a block by an exception; return what it was given."""
+    given = None
+    with contextlib.suppress(LookupError), block as given:
+        raise LookupError
+    return given
 
 
 @contextlib.contextmanager

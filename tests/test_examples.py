@@ -298,3 +298,14 @@ def test_workers_say_who_answers_and_end_on_ctrl_c(backend: str) -> None:
         assert status == 0
         assert len(re.findall(r"worker \d \(pid \d+\) is ready", err)) == 2
         bind(example.port)
+
+
+# ---- memory that processes share ----
+
+
+def test_counter_of_several_processes_is_exact() -> None:
+    args = ("--processes", "3", "--times", "500")
+    done = subprocess.run(
+        command("counter.py", *args), capture_output=True, text=True, timeout=SECONDS
+    )
+    assert (done.stdout, done.stderr) == ("3 processes counted to 1500\n", "")

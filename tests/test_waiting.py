@@ -1,4 +1,4 @@
-"""wait_async, acquire_async: a thread waits, the loop does not, and what comes too late is given back."""
+"""wait_async, acquire_async: a thread waits, not the loop; what comes too late is given back."""
 
 from __future__ import annotations
 
