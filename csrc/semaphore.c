@@ -22,12 +22,13 @@
 
 /* What a sem_t looks like is the C library's business: who has another one must not touch it. */
 #ifdef __GLIBC__
-#define LIBRARY 1u
+#define LIBRARY UINT64_C(1)
 #else
-#define LIBRARY 2u
+#define LIBRARY UINT64_C(2)
 #endif
+#define VERSION UINT64_C(1)
 #define MAKING UINT64_C(0x706c2d73656d0000) /* "pl-sem" */
-#define HEAD (MAKING + (LIBRARY << 12) + (uint64_t)sizeof(sem_t))
+#define HEAD (MAKING + (VERSION << 12) + (LIBRARY << 8) + (uint64_t)sizeof(sem_t))
 
 struct place {
     _Atomic uint64_t head;

@@ -68,8 +68,9 @@ def in_memory(memory: SharedMemory, offset: int, what: Any) -> tuple[Any, Callab
 
     def look() -> None:
         code = lib.pl_mapping_check(handle, offset, size)
-        if code < 0:
+        if code == -errno.EFAULT:
             raise OSError(-code, "the shared memory was truncated", name)
+        check(code)
 
     look()
     return pointer, look
