@@ -58,11 +58,14 @@ def _slices(timeout_ns: int) -> Iterator[int]:
 
 def wait(attempt: Attempt[T], timeout: float | None) -> T | None:
     """Attempt until there is something; None when `timeout` seconds have passed (PEP 475)."""
-    for ns in _slices(nanoseconds(timeout)):
-        result = attempt(ns)
-        if result is not None:
-            return result
-    return None
+    timeout_ns = nanoseconds(timeout)
+    result = attempt(0)  # mostly there is something, and no need of a clock
+    if result is None and timeout_ns != 0:
+        for ns in _slices(timeout_ns):
+            result = attempt(ns)
+            if result is not None:
+                break
+    return result
 
 
 async def wait_async(
