@@ -63,6 +63,27 @@ int pl_mapping_flush(struct pl_mapping *m, size_t start, size_t len);
 /* Tell the kernel how they will be used: enum pl_map_advice. 0; -EINVAL; -EIO, -ENOMEM. Source: madvise(2). */
 int pl_mapping_advise(struct pl_mapping *m, size_t start, size_t len, int advice);
 
+/* ---- output of who has a socket without a loop (models thread and fork) -------- */
+
+struct pl_outbox; /* a queue; one thread at a time */
+struct pl_wrap;
+
+struct pl_outbox *pl_outbox_new(void); /* empty, or NULL */
+void pl_outbox_free(struct pl_outbox *box);
+size_t pl_outbox_len(const struct pl_outbox *box);
+void pl_outbox_clear(struct pl_outbox *box);
+
+/* Copy bytes to the back. 0; -ENOMEM: nothing was queued. */
+int pl_outbox_push(struct pl_outbox *box, const uint8_t *data, size_t len);
+
+/* The same by reference: `wrap` goes around [start, start + len) of the mapping. */
+int pl_outbox_push_mapped(struct pl_outbox *box, const struct pl_wrap *wrap, struct pl_mapping *m,
+                          size_t start, size_t len);
+
+/* Hand the front to the kernel, without waiting, once. How many bytes it took, 0: none now; -EPIPE, -ECONNRESET;
+ * PL_E_TRUNCATED. */
+int64_t pl_outbox_send(struct pl_outbox *box, int fd);
+
 /* ---- named shared memory ------------------------------------------------ */
 
 /* Open region `name` ("/x", as shm_open wants it) with open(2)'s flags. The fd (>= 3, CLOEXEC); -ENOENT, -EEXIST,

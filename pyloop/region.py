@@ -1,6 +1,6 @@
 """Bytes of a file in memory, as MappedFile and SharedMemory have them, and a view to send.
 
-    MappedFile, SharedMemory --> struct pl_mapping <-- memoryviews of .buf, MappedViews, queued output
+    MappedFile, SharedMemory -> struct pl_mapping <- memoryviews of .buf, MappedViews, queued output
 
 Whoever refers to the struct keeps its memory mapped; the last one to go unmaps it. Slices are
 copied by the kernel (csrc/mapping.c): bytes that the file has lost are an OSError there. A
