@@ -202,7 +202,7 @@ int pl_conn_write(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t
 
 /* Queue [start, start + len) of a mapping by reference, as a message or (framed 0) as it is: what leaves is what
  * stands there when it is flushed. As pl_conn_send, and PL_E_PAYLOAD for PL_LINES and PL_DELIM; -EINVAL beyond
- * the mapping. If the file loses the bytes meanwhile, the conn is aborted with PL_E_TRUNCATED. Not for PL_TLS: -EINVAL. */
+ * the mapping, and for PL_TLS. If the file loses the bytes meanwhile, the conn is aborted with PL_E_TRUNCATED. */
 int pl_conn_send_mapped(struct pl_loop *loop, uint64_t id, struct pl_mapping *m, size_t start,
                         size_t len, int framed);
 

@@ -45,6 +45,7 @@ int pl_mapping_new(int fd, uint64_t offset, size_t len, int mode, struct pl_mapp
 void pl_mapping_release(struct pl_mapping *m); /* gives up one reference */
 
 uint8_t *pl_mapping_data(const struct pl_mapping *m); /* its first byte; valid with the reference */
+int pl_mapping_fd(const struct pl_mapping *m); /* its own fd of the file; borrowed */
 uint32_t pl_mapping_queued(const struct pl_mapping *m); /* pieces of output that refer to it */
 
 /* 0 while the file has bytes [start, start + len) of the mapping; -EFAULT: it was truncated. */

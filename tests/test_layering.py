@@ -43,7 +43,7 @@ PYTHON_LEVELS = """
     served
     outlet
     blocking connection stats
-    inbox logs
+    inbox outbox logs
     protocol
     supervision slots
     memory mapped lowlevel options framing listening

@@ -174,7 +174,7 @@ def test_a_truncated_region_is_an_error_in_copies(shm: SharedMemory) -> None:
         ({"name": b"a"}, TypeError, r"name must be a str or None, not b'a' \(bytes\)"),
         ({}, ValueError, "name must be given, unless create=True"),
         ({"name": "a", "create": True}, ValueError, "size must be 1 byte or more with create"),
-        ({"size": -1, "create": True}, ValueError, "size must be 0 bytes or more, not -1"),
+        ({"size": -1, "create": True}, ValueError, "size must be at least 0, not -1"),
         ({"size": 1.5, "create": True}, TypeError, r"size must be an int, not 1.5 \(float\)"),
         ({"size": 1, "create": True, "mode": 0o1000}, ValueError, "mode must be 0 to 0o777"),
         ({"size": 1, "create": True, "readonly": True}, ValueError, "readonly=True excludes"),
@@ -216,7 +216,7 @@ def test_place_keeps_the_memory_and_checks(shm: SharedMemory) -> None:
     for offset, message in ((12, "multiple of 8, not 12"), (9_999, "multiple"), (10_000, "inside")):
         with pytest.raises(ValueError, match=message):
             shm._place(offset, 8, 8)
-    with pytest.raises(ValueError, match="offset must be 0 bytes or more, not -8"):
+    with pytest.raises(ValueError, match="offset must be at least 0, not -8"):
         shm._place(-8, 8, 8)
     with SharedMemory(shm.name) as other:
         shm.close()
