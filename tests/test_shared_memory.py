@@ -16,7 +16,7 @@ from pyloop import SharedMemory
 SHM = Path("/dev/shm")
 FULL = """
 import errno, os
-from pyloop import SharedMemory
+from pyloop import MappedFile, SharedMemory
 kept = SharedMemory("kept", size=65536, create=True)
 kept.fill(7)
 for arguments in (
@@ -29,6 +29,10 @@ for arguments in (
     except OSError as exc:
         assert exc.errno == errno.ENOSPC, exc
         print(exc)
+try:
+    MappedFile("/dev/shm/file", mode="r+", create_size=8 << 20)
+except OSError as exc:
+    assert exc.errno == errno.ENOSPC, exc
 assert os.listdir("/dev/shm") == ["kept"]
 assert kept[:] == b"\\7" * 65536
 SharedMemory("fits", size=512 * 1024, create=True).fill(1)
