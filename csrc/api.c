@@ -75,14 +75,14 @@ int pl_conn_admit(struct pl_loop *loop, uint64_t id, size_t waiting)
     return rc;
 }
 
-/* The conn that may queue another message, or NULL and the reason in *rc. */
-static inline struct conn *find_writable(struct pl_loop *loop, uint64_t id, int *rc)
+/* The conn that may queue another message, or NULL and the reason in *rc. Whether that counts as one is said. */
+static inline struct conn *find_writable(struct pl_loop *loop, uint64_t id, bool *counts, int *rc)
 {
     struct conn *c = find(loop, id, rc);
     if (!c)
         return NULL;
-    bool records = c->group->options.flags & PL_TLS; /* their messages were admitted */
-    if (!records && (*rc = admit(loop, c, 0)) < 0)
+    *counts = !(c->group->options.flags & PL_TLS); /* the messages of records were admitted */
+    if (*counts && (*rc = admit(loop, c, 0)) < 0)
         return NULL;
     if (!(c->flags & (CONN_SHUT | CONN_WRITE_DONE)))
         return c;
@@ -90,9 +90,9 @@ static inline struct conn *find_writable(struct pl_loop *loop, uint64_t id, int 
     return NULL;
 }
 
-static inline int on_queued(struct pl_loop *loop, struct conn *c)
+static inline int on_queued(struct pl_loop *loop, struct conn *c, bool counts)
 {
-    c->group->counters->messages_out += !(c->group->options.flags & PL_TLS);
+    c->group->counters->messages_out += counts;
     conn_mark_flush(loop, c);
     return c->out.len > c->group->options.high_water ? relieve(loop, c) : 0;
 }
@@ -101,10 +101,11 @@ static int send_message(struct pl_loop *loop, uint64_t id, const uint8_t *data, 
                         int framed)
 {
     int rc;
-    struct conn *c = find_writable(loop, id, &rc);
+    bool counts;
+    struct conn *c = find_writable(loop, id, &counts, &rc);
     if (!c || (rc = conn_queue(c, &loop->pool, data, len, framed)) < 0)
         return rc;
-    return on_queued(loop, c);
+    return on_queued(loop, c, counts);
 }
 
 int pl_conn_send(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len)
@@ -121,14 +122,15 @@ int pl_conn_send_mapped(struct pl_loop *loop, uint64_t id, struct pl_mapping *m,
                         size_t len, int framed)
 {
     int rc;
-    struct conn *c = find_writable(loop, id, &rc);
+    bool counts;
+    struct conn *c = find_writable(loop, id, &counts, &rc);
     if (!c)
         return rc;
-    if (!mapping_has(m, start, len) || c->group->options.flags & PL_TLS)
+    if (!counts || !mapping_has(m, start, len))
         return -EINVAL;
     if ((rc = conn_queue_mapped(c, &loop->pool, m, start, len, framed)) < 0)
         return rc;
-    return on_queued(loop, c);
+    return on_queued(loop, c, counts);
 }
 
 /* In a forked child a conn is only let go: its socket is the parent's too. */
