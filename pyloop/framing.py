@@ -72,13 +72,13 @@ class Framing:
         if isinstance(payload, str):
             raise TypeError("payload must be bytes-like, not str")
         if isinstance(payload, MappedView):
-            wrap = self.wrap_view(payload)
+            wrap = self._wrap_view(payload)
         else:
             with ffi.from_buffer("uint8_t[]", payload) as data:
                 wrap = self._wrapped(data, len(data))
         return parts(wrap)
 
-    def wrap_view(self, view: MappedView) -> Any:
+    def _wrap_view(self, view: MappedView) -> Any:
         """Return the struct pl_wrap * of a message that is not read. Raises as `wrap`."""
         if isinstance(self, Lines | Delimited):
             raise refusal(self, lib.PL_E_PAYLOAD, len(view))

@@ -26,7 +26,7 @@ class BlockingAcceptor(Acceptor):
     __slots__ = ()
 
     def cast(self, conn: Any, data: bytes | MappedView) -> None:
-        wrap = self.framing.wrap_view(data) if isinstance(data, MappedView) else None
+        wrap = self.framing._wrap_view(data) if isinstance(data, MappedView) else None
         conn._put(data, wrap, wait=False)
 
     def _connect(

@@ -160,7 +160,7 @@ class Outlet(BlockingConnection):
         """
         wait = threading.get_ident() == self._thread
         if type(message) is MappedView:
-            self._put(message, self._framing.wrap_view(message), wait)
+            self._put(message, self._framing._wrap_view(message), wait)
             return
         payload = message if type(message) is bytes else as_bytes(message)
         head, tail = self._framing.wrap(payload)

@@ -366,7 +366,7 @@ class Server:
         """
         data: bytes | MappedView
         if type(message) is MappedView:
-            self._framing.wrap_view(message)  # refused by all, or by none
+            self._framing._wrap_view(message)  # refused by all, or by none
         if type(message) is MappedView and self._ssl is None:
             data = message
         else:

@@ -165,7 +165,7 @@ class TLSConnection(Connection):
     def send(self, message: Any) -> None:
         framing = self._owner.framing
         if type(message) is MappedView:
-            framing.wrap_view(message)  # refused here as everywhere, although it is copied
+            framing._wrap_view(message)  # refused here as everywhere, although it is copied
         payload = message if type(message) is bytes else as_bytes(message)
         head, tail = framing.wrap(payload)
         self._send_plain(head + payload + tail)

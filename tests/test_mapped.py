@@ -176,7 +176,7 @@ def test_advice_changes_no_byte(path: Path, advice: str) -> None:
         m.advise(advice)
         m.advise(advice, 7, 1)
         assert m[:] == BYTES[5:]
-        with pytest.raises(ValueError, match="advice must be one of normal, .*, not 'soon'"):
+        with pytest.raises(ValueError, match=r"advice must be one of normal, .*, not 'soon'"):
             m.advise("soon")
 
 

@@ -41,6 +41,12 @@ def mapped(path):
     return pyloop.MappedFile(path, mode="r+")
 
 
+async def read_into(wire, sock):
+    loop = asyncio.get_running_loop()
+    while piece := await loop.sock_recv(sock, 1 << 20):
+        wire += piece
+
+
 # ---- in the loop ----
 
 
@@ -245,8 +251,7 @@ def test_a_file_truncated_in_the_middle_sends_no_wrong_byte(path, mapped, run):
                 os.truncate(path, 1000)
                 wire = bytearray()
                 with pytest.raises(ConnectionResetError):
-                    while piece := await asyncio.get_running_loop().sock_recv(sock, 1 << 20):
-                        wire += piece
+                    await read_into(wire, sock)
                 assert wire == BYTES[: len(wire)]
                 with pytest.raises(OSError, match=TRUNCATED) as info:
                     raise await conn.state.lost

@@ -163,5 +163,5 @@ def test_a_truncated_file_aborts_a_dialled_connection(dialled, path, mapped, siz
     assert (info.value.errno, info.value.filename) == (errno.EFAULT, str(path))
     with pytest.raises(ConnectionResetError):
         threads.read_all(peer)
-    with pytest.raises(pyloop.ConnectionClosed, match="send: the connection to .* is closed"):
+    with pytest.raises(pyloop.ConnectionClosed, match=r"send: the connection to .* is closed"):
         conn.send(b"more")
