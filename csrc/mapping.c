@@ -121,9 +121,10 @@ int mapping_has(const struct pl_mapping *m, size_t start, size_t len)
 
 int pl_mapping_check(const struct pl_mapping *m, size_t start, size_t len)
 {
-    int rc = has_bytes(m->fd, m->offset + start, len);
-    return rc > 0 ? 0 : rc < 0 ? rc
-                               : -EFAULT;
+    int rc = len ? has_bytes(m->fd, m->offset + start, len) : 1;
+    if (rc < 0)
+        return rc;
+    return rc ? 0 : -EFAULT;
 }
 
 /* ---- copies that meet no signal ---- */

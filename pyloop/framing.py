@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from pyloop.core import check, failure, ffi, lib
-from pyloop.region import MappedView
+from pyloop.region import MappedView, Region
 
 __all__ = [
     "REFUSALS",
@@ -273,9 +273,9 @@ def as_bytes(data: Any) -> bytes:
 
     Raises:
         TypeError: `data` is not bytes-like.
-        OSError: EFAULT: it is a MappedView, and the file was truncated.
+        OSError: EFAULT: it is of a file that was truncated.
     """
-    if isinstance(data, MappedView):
+    if isinstance(data, MappedView | Region):  # whose own copies are safe
         return bytes(data)
     if isinstance(data, str):
         raise TypeError(f"expected bytes-like, got str: {data[:40]!r} (encode it first)")

@@ -244,7 +244,9 @@ class Outlet(BlockingConnection):
             self._counters.bytes_out += sent
             self._active = time.monotonic_ns()
         elif sent == lib.PL_E_TRUNCATED:
-            self._abort_now(failure(sent))  # an end in good order would say that this was all
+            exc = failure(sent)
+            log.error("%s; connection of %s aborted", exc.args[-1], show_address(self.peername))
+            self._abort_now(exc)  # an end in good order would say that this was all
         elif sent < 0 and sent != -errno.EAGAIN:
             self._break(failure(sent))
         return max(0, sent)

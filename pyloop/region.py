@@ -132,6 +132,13 @@ class Region:
         if code < 0:
             raise self._failed("write", code, start, length)
 
+    def __bytes__(self) -> bytes:
+        return self[:]
+
+    def __buffer__(self, flags: int, /) -> memoryview:
+        """Be bytes-like from Python 3.12 on: what takes a buffer takes `buf`."""
+        return self.buf
+
     def fill(self, byte: int = 0, start: int = 0, length: int | None = None) -> None:
         """Set bytes to `byte`, as memset does.
 

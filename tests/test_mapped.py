@@ -80,6 +80,18 @@ def test_slices_are_those_of_bytes(path: Path) -> None:
             assert type(m[index]) is bytes
 
 
+def test_bytes_of_a_mapping_and_of_views_are_copies(path: Path) -> None:
+    with MappedFile(path, 10, 3) as m:
+        assert bytes(m) == BYTES[3:13]
+        assert bytes(m.view(2, 4)) == BYTES[5:7]
+        if sys.version_info >= (3, 12):
+            assert memoryview(m)[2:4] == BYTES[5:7]  # type: ignore[arg-type]
+        os.truncate(path, 0)
+        assert m[4:4] == b""
+        with pytest.raises(OSError, match="cannot read 10 bytes at offset 3: the file was trunc"):
+            bytes(m)
+
+
 def test_paths_and_fds_of_all_kinds_are_taken(path: Path) -> None:
     for name in (str(path), os.fsencode(path), path):
         with MappedFile(name) as m:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import mmap
 import os
+import re
 import socket
 import tracemalloc
 
@@ -33,7 +34,8 @@ REFUSE = [pyloop.Lines(SIZE), pyloop.Delimited(b"--", SIZE)]
 def path(tmp_path):
     file = tmp_path / "file"
     file.write_bytes(BYTES)
-    return file
+    yield file
+    file.unlink()
 
 
 @pytest.fixture
@@ -146,6 +148,21 @@ def test_a_view_over_high_water_pauses_and_drain_waits(mapped, run):
     run(main())
 
 
+def test_a_mapped_file_itself_is_sent_as_a_copy(mapped, run):
+    async def main():
+        framing = pyloop.Lines(SIZE)
+        async with Serving(framing=framing) as serving, peer_of(serving.server) as (reader, _):
+            conn = await serving.conn()
+            with pyloop.SharedMemory(size=3, create=True) as memory:
+                memory.unlink()
+                memory[:] = b"abc"
+                conn.send(memory)
+                memory[:] = b"def"
+            assert await reader.readexactly(4) == b"abc\n"
+
+    run(main())
+
+
 def test_views_over_write_limit_abort_and_let_go(mapped, run):
     async def main():
         async with Serving(write_limit=1000) as serving:
@@ -219,7 +236,9 @@ def test_broadcast_of_a_view_reaches_all_but_the_excluded(mapped, run):
 
 
 @pytest.mark.parametrize("size", [0, 100, PAGE, SIZE - 1])
-def test_a_file_truncated_before_the_flush_aborts_that_connection_only(path, mapped, run, size):
+def test_a_file_truncated_before_the_flush_aborts_that_connection_only(
+    path, mapped, run, size, caplog
+):
     async def main():
         async with Serving() as serving:
             async with peer_of(serving.server) as (reader, _), peer_of(serving.server) as (good, _):
@@ -236,6 +255,8 @@ def test_a_file_truncated_before_the_flush_aborts_that_connection_only(path, map
                 with pytest.raises(ConnectionResetError):
                     await reader.readexactly(1)
                 assert serving.server.stats().aborts == 1
+                (record,) = caplog.records
+                assert re.match("a mapped file was truncated, .*; connection of", record.message)
                 mapped.close()
 
     run(main())

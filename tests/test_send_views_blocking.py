@@ -24,7 +24,8 @@ TRUNCATED = "^.Errno 14. a mapped file was truncated, or its disk failed, while 
 def path(tmp_path):
     file = tmp_path / "file"
     file.write_bytes(BYTES)
-    return file
+    yield file
+    file.unlink()
 
 
 @pytest.fixture
