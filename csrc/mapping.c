@@ -110,18 +110,21 @@ void mapping_drop(struct pl_mapping *m)
 
 uint8_t *pl_mapping_data(const struct pl_mapping *m) { return m->data; }
 
+int pl_mapping_fd(const struct pl_mapping *m) { return m->fd; }
+
 uint32_t pl_mapping_queued(const struct pl_mapping *m) { return atomic_load(&m->queued); }
 
-static int is_inside(const struct pl_mapping *m, size_t start, size_t len)
+int mapping_has(const struct pl_mapping *m, size_t start, size_t len)
 {
     return start <= m->len && len <= m->len - start;
 }
 
 int pl_mapping_check(const struct pl_mapping *m, size_t start, size_t len)
 {
-    int rc = has_bytes(m->fd, m->offset + start, len);
-    return rc > 0 ? 0 : rc < 0 ? rc
-                               : -EFAULT;
+    int rc = len ? has_bytes(m->fd, m->offset + start, len) : 1;
+    if (rc < 0)
+        return rc;
+    return rc ? 0 : -EFAULT;
 }
 
 /* ---- copies that meet no signal ---- */
@@ -228,14 +231,14 @@ static int copy_checked(const struct pl_mapping *m, size_t start, struct copy c)
 
 int pl_mapping_read(const struct pl_mapping *m, size_t start, uint8_t *to, size_t len)
 {
-    if (!is_inside(m, start, len))
+    if (!mapping_has(m, start, len))
         return -EINVAL;
     return copy_checked(m, start, (struct copy){.local = to, .len = len});
 }
 
 int pl_mapping_write(struct pl_mapping *m, size_t start, const uint8_t *from, size_t len)
 {
-    if (!is_inside(m, start, len))
+    if (!mapping_has(m, start, len))
         return -EINVAL;
     uint8_t *local = (uint8_t *)(uintptr_t)from; /* only read */
     return copy_checked(m, start, (struct copy){.local = local, .len = len, .into = 1});
@@ -245,7 +248,7 @@ int pl_mapping_fill(struct pl_mapping *m, size_t start, uint8_t byte, size_t len
 {
     uint8_t pattern[PATTERN_BYTES];
     memset(pattern, byte, sizeof pattern);
-    if (!is_inside(m, start, len))
+    if (!mapping_has(m, start, len))
         return -EINVAL;
     for (size_t done = 0, n; done < len; done += n) {
         n = len - done < sizeof pattern ? len - done : sizeof pattern;
@@ -269,7 +272,7 @@ static size_t page_start(const struct pl_mapping *m, size_t start, size_t *len)
 
 int pl_mapping_flush(struct pl_mapping *m, size_t start, size_t len)
 {
-    if (!is_inside(m, start, len))
+    if (!mapping_has(m, start, len))
         return -EINVAL;
     size_t at = page_start(m, start, &len);
     return msync(m->base + at, len, MS_SYNC) < 0 ? -errno : 0;
@@ -282,7 +285,7 @@ int pl_mapping_advise(struct pl_mapping *m, size_t start, size_t len, int advice
                                   [PL_MAP_SEQUENTIAL] = MADV_SEQUENTIAL,
                                   [PL_MAP_WILLNEED] = MADV_WILLNEED,
                                   [PL_MAP_DONTNEED] = MADV_DONTNEED};
-    if (!is_inside(m, start, len) || advice < PL_MAP_NORMAL || advice > PL_MAP_DONTNEED)
+    if (!mapping_has(m, start, len) || advice < PL_MAP_NORMAL || advice > PL_MAP_DONTNEED)
         return -EINVAL;
     size_t at = page_start(m, start, &len);
     return madvise(m->base + at, len, advices[advice]) < 0 ? -errno : 0;

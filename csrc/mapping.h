@@ -4,6 +4,7 @@
 
 #include "pyloop.h"
 
+int mapping_has(const struct pl_mapping *m, size_t start, size_t len); /* is it inside? */
 void mapping_hold(struct pl_mapping *m); /* one reference more, and one piece more that is queued */
 void mapping_drop(struct pl_mapping *m); /* both fewer; may unmap */
 

@@ -205,6 +205,12 @@ int pl_conn_send(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t 
  * messages: pl_conn_admit comes before each message. */
 int pl_conn_write(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len);
 
+/* Queue [start, start + len) of a mapping by reference, as a message or (framed 0) as it is: what leaves is what
+ * stands there when it is flushed. As pl_conn_send, and PL_E_PAYLOAD for PL_LINES and PL_DELIM; -EINVAL beyond
+ * the mapping, and for PL_TLS. If the file loses the bytes meanwhile, the conn is aborted with PL_E_TRUNCATED. */
+int pl_conn_send_mapped(struct pl_loop *loop, uint64_t id, struct pl_mapping *m, size_t start,
+                        size_t len, int framed);
+
 /* A message for a PL_TLS conn is about to be encrypted, and `waiting` bytes of plaintext wait for the
  * handshake. Counts it, or refuses as pl_conn_send: -ESTALE, -EPIPE, PL_E_WRITE_LIMIT. */
 int pl_conn_admit(struct pl_loop *loop, uint64_t id, size_t waiting);

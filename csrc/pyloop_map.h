@@ -45,6 +45,7 @@ int pl_mapping_new(int fd, uint64_t offset, size_t len, int mode, struct pl_mapp
 void pl_mapping_release(struct pl_mapping *m); /* gives up one reference */
 
 uint8_t *pl_mapping_data(const struct pl_mapping *m); /* its first byte; valid with the reference */
+int pl_mapping_fd(const struct pl_mapping *m); /* its own fd of the file; borrowed */
 uint32_t pl_mapping_queued(const struct pl_mapping *m); /* pieces of output that refer to it */
 
 /* 0 while the file has bytes [start, start + len) of the mapping; -EFAULT: it was truncated. */
@@ -62,6 +63,27 @@ int pl_mapping_flush(struct pl_mapping *m, size_t start, size_t len);
 
 /* Tell the kernel how they will be used: enum pl_map_advice. 0; -EINVAL; -EIO, -ENOMEM. Source: madvise(2). */
 int pl_mapping_advise(struct pl_mapping *m, size_t start, size_t len, int advice);
+
+/* ---- output of who has a socket without a loop (models thread and fork) -------- */
+
+struct pl_outbox; /* a queue; one thread at a time */
+struct pl_wrap;
+
+struct pl_outbox *pl_outbox_new(void); /* empty, or NULL */
+void pl_outbox_free(struct pl_outbox *box);
+size_t pl_outbox_len(const struct pl_outbox *box);
+void pl_outbox_clear(struct pl_outbox *box);
+
+/* Copy bytes to the back. 0; -ENOMEM: nothing was queued. */
+int pl_outbox_push(struct pl_outbox *box, const uint8_t *data, size_t len);
+
+/* The same by reference: `wrap` goes around [start, start + len) of the mapping. */
+int pl_outbox_push_mapped(struct pl_outbox *box, const struct pl_wrap *wrap, struct pl_mapping *m,
+                          size_t start, size_t len);
+
+/* Hand the front to the kernel, without waiting, once. How many bytes it took, 0: none now; -EPIPE, -ECONNRESET;
+ * PL_E_TRUNCATED. */
+int64_t pl_outbox_send(struct pl_outbox *box, int fd);
 
 /* ---- named shared memory ------------------------------------------------ */
 

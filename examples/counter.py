@@ -30,7 +30,8 @@ def run(processes: int, times: int) -> int:
             Semaphore(1, memory=memory, offset=GUARD, create=True)
             join = [sys.executable, __file__, "--join", memory.name, "--times", str(times)]
             running = [subprocess.Popen(join) for _ in range(processes)]
-            if any([process.wait() for process in running]):
+            statuses = [process.wait() for process in running]
+            if any(statuses):
                 sys.exit("a process has failed")
         finally:
             memory.unlink()

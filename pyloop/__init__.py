@@ -9,8 +9,10 @@ from pyloop.connection import Connection
 from pyloop.errors import ConnectionClosed, FramingError, PyloopError, WriteLimitError
 from pyloop.framing import Delimited, FixedSize, LengthPrefixed, Lines, Netstring, Raw
 from pyloop.loop import Loop, new_event_loop
+from pyloop.mapped import MappedFile
 from pyloop.memory import SharedMemory
 from pyloop.protocol import Protocol
+from pyloop.region import MappedView
 from pyloop.run import run
 from pyloop.semaphore import Semaphore
 from pyloop.server import Server
@@ -29,6 +31,8 @@ __all__ = [
     "Lines",
     "Loop",
     "LoopStats",
+    "MappedFile",
+    "MappedView",
     "Netstring",
     "ProcessStats",
     "Protocol",

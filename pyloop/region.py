@@ -1,6 +1,6 @@
 """Bytes of a file in memory, as MappedFile and SharedMemory have them, and a view to send.
 
-    MappedFile, SharedMemory --> struct pl_mapping <-- memoryviews of .buf, MappedViews, queued output
+    MappedFile, SharedMemory -> struct pl_mapping <- memoryviews of .buf, MappedViews, queued output
 
 Whoever refers to the struct keeps its memory mapped; the last one to go unmaps it. Slices are
 copied by the kernel (csrc/mapping.c): bytes that the file has lost are an OSError there. A
@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyloop.core import check, ffi, lib
+from pyloop.core import ffi, lib
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -31,7 +32,7 @@ def whole(name: str, value: object, least: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, not {value!r} ({type(value).__name__})")
     if not least <= value < 1 << 63:
-        raise ValueError(f"{name} must be {least} bytes or more, not {value}")
+        raise ValueError(f"{name} must be at least {least}, not {value}")
     return value
 
 
@@ -56,7 +57,8 @@ class Region:
         where = ffi.new("struct pl_mapping **")
         code = lib.pl_mapping_new(fd, offset, length, mode, where)
         if code < 0:
-            raise OSError(-code, f"cannot map {length} bytes from offset {offset}", name)
+            what = f"cannot map {length} bytes from offset {offset}: {os.strerror(-code)}"
+            raise OSError(-code, what, name)
         self._handle: Any = ffi.gc(where[0], lib.pl_mapping_release)
         self._exporter: Any = None
         self._name, self._offset, self._length = name, offset, length
@@ -129,6 +131,13 @@ class Region:
             code = lib.pl_mapping_write(handle, start, source, length)
         if code < 0:
             raise self._failed("write", code, start, length)
+
+    def __bytes__(self) -> bytes:
+        return self[:]
+
+    def __buffer__(self, flags: int, /) -> memoryview:
+        """Be bytes-like from Python 3.12 on: what takes a buffer takes `buf`."""
+        return self.buf
 
     def fill(self, byte: int = 0, start: int = 0, length: int | None = None) -> None:
         """Set bytes to `byte`, as memset does.
@@ -221,10 +230,7 @@ class Region:
 
 def _failed(what: str, code: int, offset: int, length: int, name: str) -> OSError:
     """Return the error of a copy."""
-    try:
-        check(code)
-    except OSError as exc:
-        why = _LOST if code == -errno.EFAULT else exc.strerror
+    why = _LOST if code == -errno.EFAULT else os.strerror(-code)
     return OSError(-code, f"cannot {what} {length} bytes at offset {offset}: {why}", name)
 
 
@@ -250,6 +256,30 @@ class MappedView:
         if code < 0:
             raise self._failed("read", code)
         return data
+
+    def _queue(self, ptr: Any, ident: int, framed: bool) -> int:
+        """Queue it by reference on a conn of the core; return what that said."""
+        code: int = lib.pl_conn_send_mapped(
+            ptr, ident, self._handle, self._start, self._length, framed
+        )
+        return code
+
+    def _send_all(self, sock: Any) -> None:
+        """Have the kernel take it from the memory; raises EFAULT when the file is truncated."""
+        self._check()  # the rest of a last page reads as zeroes, and need not go out
+        data = lib.pl_mapping_data(self._handle) + self._start
+        try:
+            sock.sendall(ffi.buffer(data, self._length))
+        except OSError as exc:
+            if exc.errno == errno.EFAULT:
+                raise self._failed("send", -errno.EFAULT) from None
+            raise
+        self._check()
+
+    def _check(self) -> None:
+        code = lib.pl_mapping_check(self._handle, self._start, self._length)
+        if code < 0:
+            raise self._failed("send", code)
 
     def __repr__(self) -> str:
         first = self._offset + self._start

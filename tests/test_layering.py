@@ -43,7 +43,7 @@ PYTHON_LEVELS = """
     served
     outlet
     blocking connection stats
-    inbox logs
+    inbox outbox logs
     protocol
     supervision slots
     shared_lock semaphore
@@ -60,10 +60,11 @@ PYTHON_ORDER = {name: place for place, name in enumerate(PYTHON_LEVELS.split())}
 LOOP_LEVEL = ["loop", "api", "gather", "accept", "lifecycle", "group", "watch"]
 UNDER_LOOP = {"deadline", "listener", "conn", "batch", "table", "wake", "poller", "sock"}
 C_ARROWS: dict[str, set[str]] = {
-    **{name: {"loop", "frame", "buf"} | UNDER_LOOP for name in LOOP_LEVEL},
+    **{name: {"loop", "frame", "buf", "mapping"} | UNDER_LOOP for name in LOOP_LEVEL},
     "deadline": {"conn"},
     "listener": {"sock"},
-    "conn": {"sock", "buf", "frame"},
+    "conn": {"sock", "buf", "frame", "out"},
+    "out": {"sock", "buf"},
     "batch": {"buf"},
     "table": set(),
     "wake": {"sock"},
@@ -78,7 +79,7 @@ C_ARROWS: dict[str, set[str]] = {
     "poller_epoll": {"poller", "sock"},
     "reader": {"buf", "frame"},
     "frame": {"buf"},
-    "buf": set(),
+    "buf": {"mapping"},
     "blocking": {"sock"},
     "fdset": set(),
     "sock": set(),

@@ -16,7 +16,7 @@ from pyloop import SharedMemory
 SHM = Path("/dev/shm")
 FULL = """
 import errno, os
-from pyloop import SharedMemory
+from pyloop import MappedFile, SharedMemory
 kept = SharedMemory("kept", size=65536, create=True)
 kept.fill(7)
 for arguments in (
@@ -29,6 +29,10 @@ for arguments in (
     except OSError as exc:
         assert exc.errno == errno.ENOSPC, exc
         print(exc)
+try:
+    MappedFile("/dev/shm/file", mode="r+", create_size=8 << 20)
+except OSError as exc:
+    assert exc.errno == errno.ENOSPC, exc
 assert os.listdir("/dev/shm") == ["kept"]
 assert kept[:] == b"\\7" * 65536
 SharedMemory("fits", size=512 * 1024, create=True).fill(1)
@@ -174,7 +178,7 @@ def test_a_truncated_region_is_an_error_in_copies(shm: SharedMemory) -> None:
         ({"name": b"a"}, TypeError, r"name must be a str or None, not b'a' \(bytes\)"),
         ({}, ValueError, "name must be given, unless create=True"),
         ({"name": "a", "create": True}, ValueError, "size must be 1 byte or more with create"),
-        ({"size": -1, "create": True}, ValueError, "size must be 0 bytes or more, not -1"),
+        ({"size": -1, "create": True}, ValueError, "size must be at least 0, not -1"),
         ({"size": 1.5, "create": True}, TypeError, r"size must be an int, not 1.5 \(float\)"),
         ({"size": 1, "create": True, "mode": 0o1000}, ValueError, "mode must be 0 to 0o777"),
         ({"size": 1, "create": True, "readonly": True}, ValueError, "readonly=True excludes"),
@@ -216,7 +220,7 @@ def test_place_keeps_the_memory_and_checks(shm: SharedMemory) -> None:
     for offset, message in ((12, "multiple of 8, not 12"), (9_999, "multiple"), (10_000, "inside")):
         with pytest.raises(ValueError, match=message):
             shm._place(offset, 8, 8)
-    with pytest.raises(ValueError, match="offset must be 0 bytes or more, not -8"):
+    with pytest.raises(ValueError, match="offset must be at least 0, not -8"):
         shm._place(-8, 8, 8)
     with SharedMemory(shm.name) as other:
         shm.close()
