@@ -97,7 +97,6 @@ def shot_at(handler: Callable[..., object]) -> Iterator[None]:
 
 def fail(block: contextlib.AbstractContextManager[object]) -> object:
     """End a block by an exception; return what it was given."""
-    given = None
     with contextlib.suppress(LookupError), block as given:
         raise LookupError
     return given

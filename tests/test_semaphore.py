@@ -166,7 +166,7 @@ def test_semaphore_in_memory_is_found_at_its_offset() -> None:
         ({"offset": 192, "create": False}, ValueError, "offset 192: here is no semaphore, and"),
         ({"offset": 4, "create": True}, ValueError, "offset must be a multiple of 8, not 4"),
         ({"offset": 4040, "create": True}, ValueError, "64 bytes at offset=4040 are not inside"),
-        ({"offset": -8, "create": True}, ValueError, "offset must be 0 bytes or more, not -8"),
+        ({"offset": -8, "create": True}, ValueError, "offset must be at least 0, not -8"),
         ({}, ValueError, r"in memory, create must be True \(make it\) or False"),
         ({"name": "x", "create": True}, ValueError, "name and memory are two places: give one"),
         ({"memory": b"", "create": True}, TypeError, "memory must be a SharedMemory or None, not"),
