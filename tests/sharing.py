@@ -11,8 +11,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 import pyloop
+from pyloop import waiting
 
 TIMEOUT = 30.0
 _numbers = itertools.count()
@@ -93,6 +95,20 @@ def shot_at(handler: Callable[..., object]) -> Iterator[None]:
         ended.set()
         thread.join(TIMEOUT)
         signal.signal(signal.SIGUSR1, before)
+
+
+def ctrl_c_in_a_wait() -> Callable[..., object]:
+    """A handler for `shot_at`: KeyboardInterrupt, once, and nowhere but in a wait."""
+    raised: list[bool] = []
+
+    def handler(_: int, frame: FrameType | None) -> None:
+        while frame is not None and not raised:
+            if frame.f_code is waiting.wait.__code__:
+                raised.append(True)
+                raise KeyboardInterrupt
+            frame = frame.f_back
+
+    return handler
 
 
 def fail(block: contextlib.AbstractContextManager[object]) -> object:

@@ -13,7 +13,18 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from sharing import TIMEOUT, child, fail, fresh_name, kill, memory, shot_at, status_of, until
+from sharing import (
+    TIMEOUT,
+    child,
+    ctrl_c_in_a_wait,
+    fail,
+    fresh_name,
+    kill,
+    memory,
+    shot_at,
+    status_of,
+    until,
+)
 
 from pyloop import Semaphore, SharedLock, SharedMemory
 
@@ -238,7 +249,7 @@ def test_signals_are_handled_and_the_wait_goes_on(sem: Semaphore) -> None:
 
 
 def test_ctrl_c_ends_a_wait_and_takes_nothing(sem: Semaphore) -> None:
-    with pytest.raises(KeyboardInterrupt), shot_at(signal.default_int_handler):
+    with pytest.raises(KeyboardInterrupt), shot_at(ctrl_c_in_a_wait()):
         sem.wait()
     assert sem.value == 0
 

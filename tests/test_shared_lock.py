@@ -12,7 +12,18 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from sharing import TIMEOUT, child, fail, fresh_name, kill, memory, shot_at, status_of, until
+from sharing import (
+    TIMEOUT,
+    child,
+    ctrl_c_in_a_wait,
+    fail,
+    fresh_name,
+    kill,
+    memory,
+    shot_at,
+    status_of,
+    until,
+)
 
 from pyloop import Semaphore, SharedLock, SharedMemory
 
@@ -315,7 +326,7 @@ def test_signals_are_handled_and_the_wait_goes_on(lock: SharedLock) -> None:
 
 def test_ctrl_c_ends_a_wait(lock: SharedLock) -> None:
     with held(lock) as pid:
-        with pytest.raises(KeyboardInterrupt), shot_at(signal.default_int_handler):
+        with pytest.raises(KeyboardInterrupt), shot_at(ctrl_c_in_a_wait()):
             lock.acquire()
         assert lock.owner == pid
 
