@@ -13,7 +13,14 @@ from pathlib import Path
 from cffi import FFI
 
 CSRC = Path(__file__).resolve().parent / "csrc"
-CONTRACT = ("pyloop_parts.h", "pyloop_page.h", "pyloop_memory.h", "pyloop.h")
+CONTRACT = (
+    "pyloop_parts.h",
+    "pyloop_page.h",
+    "pyloop_map.h",
+    "pyloop_memory.h",
+    "pyloop_semaphore.h",
+    "pyloop.h",
+)
 BEGIN, END = "/* cffi: begin */", "/* cffi: end */"
 
 
@@ -44,7 +51,8 @@ ffibuilder.set_source(
         *("-std=c11", "-D_GNU_SOURCE", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden"),
         *os.environ.get("PYLOOP_CFLAGS", "").split(),
     ],
-    extra_link_args=os.environ.get("PYLOOP_LDFLAGS", "").split(),
+    # Before glibc 2.34 semaphores were in libpthread.
+    extra_link_args=["-pthread", *os.environ.get("PYLOOP_LDFLAGS", "").split()],
 )
 
 if __name__ == "__main__":

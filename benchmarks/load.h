@@ -31,6 +31,7 @@ enum mode {
 
 #define MAX_PIDS 64
 #define MAX_PORTS 8
+#define REQUEST_BYTES 8 /* of --file: where a message is, how long it is, big-endian */
 #define SETUP_WINDOW 64 /* conns at most between connect and first echo, below any backlog */
 
 struct options {
@@ -54,6 +55,7 @@ struct options {
     pid_t pids[MAX_PIDS];     /* servers whose CPU clock is read at both ends of the window */
     int npids;
     int children;             /* the clocks of their children as well */
+    const char *file;         /* the pattern is written here, and messages are asked for; or NULL */
 };
 
 /* The bytes that every conn sends, over and over: `count` different messages. The
@@ -123,7 +125,7 @@ uint64_t now_ns(void);
 /* Fill `o`; exits with status 2 and a message when an argument is wrong. */
 void options_parse(struct options *o, int argc, char **argv);
 
-/* 0, or -1 when memory is short. */
+/* 0, or -1 when memory is short, or the file cannot be written. */
 int pattern_init(struct pattern *p, const struct options *o);
 
 /* Whether the process exists and, when asked, /proc lists its children. */
@@ -157,7 +159,7 @@ int conn_open(struct conn *c, const struct options *o, const struct pattern *p, 
 void conn_grant(struct conn *c, const struct options *o, const struct pattern *p, unsigned n,
                 uint64_t now);
 
-/* Send what was granted, one piece at most when --pieces is given. 0 or -errno; EAGAIN is 0. */
+/* Send what was granted, or ask for it; one piece at most when --pieces is given. 0 or -errno; EAGAIN is 0. */
 int conn_send(struct conn *c, const struct options *o, const struct pattern *p);
 
 /* Compare `len` bytes that came back. The number of messages completed, whose latencies

@@ -28,6 +28,8 @@ static const char usage[] =
     "  --warmup-messages N  before such a window (0)\n"
     "  --pieces BYTES    send each message in pieces of that size\n"
     "  --gap US          busy wait after each piece (0)\n"
+    "  --file FILE       write the messages there, and ask for each by 8 bytes, its offset\n"
+    "                    and its length, instead of sending it (framing raw)\n"
     "  --hold            open, echo once each, print \"ready\", hold until stdin ends or\n"
     "                    SIGTERM; input on stdin asks for one more echo on every one\n"
     "  --churn N         connect, echo one message, close: N times\n"
@@ -125,6 +127,9 @@ static void check(struct options *o, const char *host, const int *ports, const c
     if (o->size < least[o->framing] || (o->framing == FRAMING_PREFIX2 && o->size > 65537)) {
         die("--size %zu does not fit the framing", o->size);
     }
+    if (o->file && (o->framing != FRAMING_RAW || o->pieces)) {
+        die("--file goes with --framing raw, and without --pieces");
+    }
     if (o->seconds == 0) {
         o->seconds = o->mode == MODE_LOAD && o->messages == 0 ? 1 : 600;
     }
@@ -151,6 +156,7 @@ enum {
     O_CHURN,
     O_PID,
     O_CHILDREN,
+    O_FILE,
     O_JSON,
     O_HELP
 };
@@ -173,6 +179,7 @@ static const struct option longs[] = {
     {"churn", 1, 0, O_CHURN},
     {"pid", 1, 0, O_PID},
     {"children", 0, 0, O_CHILDREN},
+    {"file", 1, 0, O_FILE},
     {"json", 0, 0, O_JSON},
     {"help", 0, 0, O_HELP},
     {0, 0, 0, 0},
@@ -222,6 +229,7 @@ void options_parse(struct options *o, int argc, char **argv)
         case O_HOLD: o->mode = MODE_HOLD; break;
         case O_JSON: o->json = 1; break;
         case O_CHILDREN: o->children = 1; break;
+        case O_FILE: o->file = optarg; break;
         default: set_number(o, option, longs[index].name, optarg);
         }
     }

@@ -50,6 +50,19 @@ static void fill_message(char *m, size_t wire, unsigned i, enum framing framing)
     }
 }
 
+static int write_file(const struct pattern *p, const char *path)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    if (fd < 0) {
+        return -1;
+    }
+    size_t at = 0;
+    for (ssize_t n = 1; n > 0 && at < p->modulus; at += n > 0 ? (size_t)n : 0) {
+        n = write(fd, p->bytes + at, p->modulus - at);
+    }
+    return close(fd) < 0 || at < p->modulus ? -1 : 0;
+}
+
 int pattern_init(struct pattern *p, const struct options *o)
 {
     size_t fit = RING_BYTES / o->size;
@@ -71,7 +84,7 @@ int pattern_init(struct pattern *p, const struct options *o)
     for (size_t k = 0; k < extra; k++) {
         p->bytes[p->modulus + k] = p->bytes[k % p->modulus];
     }
-    return 0;
+    return o->file ? write_file(p, o->file) : 0;
 }
 
 static void bind_source(int fd, uint64_t serial)
@@ -121,7 +134,7 @@ void conn_grant(struct conn *c, const struct options *o, const struct pattern *p
         c->stamps[at < o->inflight ? at : at - o->inflight] = now;
     }
     c->flying += n;
-    c->to_send += n * p->wire;
+    c->to_send += n * (o->file ? REQUEST_BYTES : p->wire);
     c->unseen += n * p->wire;
 }
 
@@ -132,8 +145,34 @@ static void spin(double us)
     }
 }
 
+static void put_word(unsigned char *to, size_t value)
+{
+    for (int i = 0; i < 4; i++) {
+        to[i] = (unsigned char)(value >> (24 - 8 * i));
+    }
+}
+
+/* So few bytes are in flight that the kernel takes them all. */
+static int ask(struct conn *c, const struct pattern *p)
+{
+    unsigned char request[REQUEST_BYTES];
+    for (; c->to_send; c->to_send -= REQUEST_BYTES) {
+        put_word(request, c->out_at);
+        put_word(request + 4, p->wire);
+        ssize_t sent = send(c->fd, request, sizeof(request), MSG_NOSIGNAL);
+        if (sent != REQUEST_BYTES) {
+            return sent < 0 ? -errno : -ENOBUFS;
+        }
+        c->out_at = (c->out_at + p->wire) % p->modulus;
+    }
+    return 0;
+}
+
 int conn_send(struct conn *c, const struct options *o, const struct pattern *p)
 {
+    if (o->file) {
+        return ask(c, p);
+    }
     while (c->to_send) {
         size_t extra = o->inflight * p->wire > RING_BYTES * 4u ? 0 : o->inflight * p->wire;
         size_t len = p->modulus + extra - c->out_at;

@@ -221,6 +221,30 @@ def churn_row() -> Row:
     )
 
 
+def files_rows() -> Iterator[Row]:
+    """Slices of a file that is in the page cache, in each of the ways to send them."""
+    path = str(tools.BUILD / "file")
+
+    def sender(name: str, kind: str, needs: str | None = None) -> Peer:
+        return Peer(name, "files.py", ("--file", path, "--way", kind), needs)
+
+    for kib in (4, 64, 1024):
+        yield Row(
+            f"files-{kib}k",
+            f"Slices of a file: {kib} KiB, asked for by 8 bytes, 1 in flight, 10 connections",
+            {"framing": "raw", "size": kib * 1024, "file": path, "connections": 10},
+            (
+                sender("plain Python, sendfile", "sendfile"),
+                sender("plain Python, read and send", "read"),
+                sender("pyloop, MappedFile view", "view", "pyloop"),
+                sender("pyloop, MappedFile slice", "slice", "pyloop"),
+                sender("pyloop, read", "pyloop-read", "pyloop"),
+            ),
+            floor="plain Python, sendfile",
+            unit="us/MiB",
+        )
+
+
 def way(name: str, *args: str, **load: object) -> Peer:
     """Return one of pyloop's ways to serve with several threads or processes, as a peer."""
     needs = "pyloop.model" if "--model" in args else "pyloop"
@@ -300,4 +324,4 @@ def target_rows() -> list[Row]:
 def all_rows() -> list[Row]:
     """Return every row: what `make bench-all` runs."""
     more = itertools.chain(pieces_rows(), size_rows(), handler_rows(), asyncio_rows())
-    return [*target_rows(), *more, churn_row(), *model_rows(), scaling_row()]
+    return [*target_rows(), *more, churn_row(), *files_rows(), *model_rows(), scaling_row()]

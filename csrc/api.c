@@ -75,23 +75,37 @@ int pl_conn_admit(struct pl_loop *loop, uint64_t id, size_t waiting)
     return rc;
 }
 
+/* The conn that may queue another message, or NULL and the reason in *rc. Whether that counts as one is said. */
+static inline struct conn *find_writable(struct pl_loop *loop, uint64_t id, bool *counts, int *rc)
+{
+    struct conn *c = find(loop, id, rc);
+    if (!c)
+        return NULL;
+    *counts = !(c->group->options.flags & PL_TLS); /* the messages of records were admitted */
+    if (*counts && (*rc = admit(loop, c, 0)) < 0)
+        return NULL;
+    if (!(c->flags & (CONN_SHUT | CONN_WRITE_DONE)))
+        return c;
+    *rc = -EPIPE;
+    return NULL;
+}
+
+static inline int on_queued(struct pl_loop *loop, struct conn *c, bool counts)
+{
+    c->group->counters->messages_out += counts;
+    conn_mark_flush(loop, c);
+    return c->out.len > c->group->options.high_water ? relieve(loop, c) : 0;
+}
+
 static int send_message(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len,
                         int framed)
 {
     int rc;
-    struct conn *c = find(loop, id, &rc);
-    if (!c)
+    bool counts;
+    struct conn *c = find_writable(loop, id, &counts, &rc);
+    if (!c || (rc = conn_queue(c, &loop->pool, data, len, framed)) < 0)
         return rc;
-    bool records = c->group->options.flags & PL_TLS; /* their messages were admitted */
-    if (!records && (rc = admit(loop, c, 0)) < 0)
-        return rc;
-    if (c->flags & (CONN_SHUT | CONN_WRITE_DONE))
-        return -EPIPE;
-    if ((rc = conn_queue(c, &loop->pool, data, len, framed)) < 0)
-        return rc;
-    c->group->counters->messages_out += !records;
-    conn_mark_flush(loop, c);
-    return c->out.len > c->group->options.high_water ? relieve(loop, c) : 0;
+    return on_queued(loop, c, counts);
 }
 
 int pl_conn_send(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len)
@@ -104,6 +118,21 @@ int pl_conn_write(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t
     return send_message(loop, id, data, len, 0);
 }
 
+int pl_conn_send_mapped(struct pl_loop *loop, uint64_t id, struct pl_mapping *m, size_t start,
+                        size_t len, int framed)
+{
+    int rc;
+    bool counts;
+    struct conn *c = find_writable(loop, id, &counts, &rc);
+    if (!c)
+        return rc;
+    if (!counts || !mapping_has(m, start, len))
+        return -EINVAL;
+    if ((rc = conn_queue_mapped(c, &loop->pool, m, start, len, framed)) < 0)
+        return rc;
+    return on_queued(loop, c, counts);
+}
+
 /* In a forked child a conn is only let go: its socket is the parent's too. */
 static int let_go(struct pl_loop *loop, uint64_t id)
 {
@@ -114,6 +143,7 @@ static int let_go(struct pl_loop *loop, uint64_t id)
     sock_close(c->fd);
     c->fd = -1;
     c->flags |= CONN_DEAD;
+    queue_fini(&c->out, &loop->pool);
     return 0;
 }
 
@@ -130,11 +160,8 @@ int pl_conn_abort(struct pl_loop *loop, uint64_t id, int reason)
 {
     int rc;
     struct conn *c = find(loop, id, &rc);
-    if (c) {
-        c->group->counters->aborts++;
-        sock_reset_on_close(c->fd);
-        conn_kill(loop, c, reason);
-    }
+    if (c)
+        conn_abort(loop, c, reason);
     return rc == PL_E_FORKED ? let_go(loop, id) : rc;
 }
 

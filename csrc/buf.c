@@ -106,14 +106,34 @@ static struct chunk *chunk_new(struct chunk_pool *pool, size_t len)
             return NULL;
         }
         c->cap = cap;
+        c->bytes = c->data;
+        c->mapping = NULL;
     }
     c->next = NULL;
     c->start = c->end = 0;
     return c;
 }
 
+/* A piece of a mapping: full, so nothing is ever copied into it. */
+static struct chunk *chunk_refer(struct pl_mapping *m, size_t start, size_t len)
+{
+    struct chunk *c = malloc(sizeof(*c));
+    if (!c) {
+        return NULL;
+    }
+    mapping_hold(m);
+    *c = (struct chunk){
+        .bytes = pl_mapping_data(m) + start, .mapping = m, .end = len, .cap = len};
+    return c;
+}
+
 static void chunk_free(struct chunk_pool *pool, struct chunk *c)
 {
+    if (c->mapping) {
+        mapping_drop(c->mapping);
+        free(c);
+        return;
+    }
     if (c->cap != CHUNK_BYTES || pool->count >= POOL_CHUNKS_MAX) {
         free(c);
         return;
@@ -184,11 +204,48 @@ int queue_push(struct queue *q, struct chunk_pool *pool, const struct span *span
     return 0;
 }
 
+int queue_push_mapped(struct queue *q, struct chunk_pool *pool, const struct span wrap[2],
+                      struct pl_mapping *m, size_t start, size_t len)
+{
+    if (len == 0) {
+        return queue_push(q, pool, wrap, 2);
+    }
+    if (len > (size_t)PTRDIFF_MAX - q->len) {
+        return -ENOMEM;
+    }
+    struct chunk *tail = wrap[1].len ? chunk_new(pool, wrap[1].len) : NULL;
+    if (wrap[1].len && !tail) {
+        return -ENOMEM;
+    }
+    struct chunk *piece = chunk_refer(m, start, len);
+    if (!piece || queue_push(q, pool, wrap, 1) < 0) {
+        goto free_chunks;
+    }
+    queue_link(q, piece);
+    q->len += len;
+    if (tail) {
+        struct span left = wrap[1];
+        chunk_fill(tail, &left);
+        queue_link(q, tail);
+        q->len += wrap[1].len;
+    }
+    return 0;
+
+free_chunks:
+    if (piece) {
+        chunk_free(pool, piece);
+    }
+    if (tail) {
+        chunk_free(pool, tail);
+    }
+    return -ENOMEM;
+}
+
 int queue_iov(const struct queue *q, struct iovec *iov, int max)
 {
     int n = 0;
     for (struct chunk *c = q->head; c && n < max; c = c->next) {
-        iov[n].iov_base = c->data + c->start;
+        iov[n].iov_base = c->bytes + c->start;
         iov[n].iov_len = c->end - c->start;
         n++;
     }

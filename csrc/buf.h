@@ -1,4 +1,4 @@
-/* buf.h -- bytes: a read buffer with two marks, and a queue of chunks to write.
+/* buf.h -- bytes: a read buffer with two marks, and a queue of chunks to write, some of which may lie in a mapping.
  *
  *     buf     data [....|live bytes|....] cap         queue   chunk -> chunk -> chunk
  *                     start      end                          popped ^    pushed ^
@@ -11,6 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/uio.h>
+
+#include "mapping.h"
 
 struct span { /* a borrowed piece */
     const uint8_t *data;
@@ -37,12 +39,14 @@ void buf_consume(struct buf *b, size_t len);
 /* Free the memory; b is empty. */
 void buf_fini(struct buf *b);
 
-#define CHUNK_BYTES 4064 /* payload of a pooled chunk */
+#define CHUNK_BYTES 4048 /* payload of a pooled chunk */
 #define POOL_CHUNKS_MAX 256
 
 struct chunk {
     struct chunk *next;
-    size_t start, end, cap; /* live bytes are data[start..end) */
+    uint8_t *bytes;             /* data, or the piece in the mapping */
+    struct pl_mapping *mapping; /* held; NULL: the bytes are in data */
+    size_t start, end, cap;     /* live bytes are bytes[start..end) */
     uint8_t data[];
 };
 
@@ -58,6 +62,11 @@ struct queue {
 
 /* Copy n spans to the back as one: all of it or, with -ENOMEM, nothing. */
 int queue_push(struct queue *q, struct chunk_pool *pool, const struct span *spans, int n);
+
+/* The same with [start, start + len) of a mapping between the two spans: by reference, so nothing is copied, and
+ * what leaves is what stands there then. */
+int queue_push_mapped(struct queue *q, struct chunk_pool *pool, const struct span wrap[2],
+                      struct pl_mapping *m, size_t start, size_t len);
 
 /* Fill at most `max` entries with what is to be written next. Their number. */
 int queue_iov(const struct queue *q, struct iovec *iov, int max);

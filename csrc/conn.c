@@ -6,9 +6,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "out.h"
 #include "sock.h"
-
-#define IOV_PER_SEND 64
 
 struct conn *conn_new(struct group *group, int fd, int64_t now)
 {
@@ -60,23 +59,32 @@ int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, siz
     return queue_push(&c->out, pool, spans, n);
 }
 
+int conn_queue_mapped(struct conn *c, struct chunk_pool *pool, struct pl_mapping *m, size_t start,
+                      size_t len, int framed)
+{
+    const struct pl_framing *framing = &c->group->options.framing;
+    struct pl_wrap wrap = {0};
+    if (framed && (framing->kind == PL_LINES || framing->kind == PL_DELIM))
+        return PL_E_PAYLOAD;
+    int rc = framed ? pl_framing_wrap(framing, NULL, len, &wrap) : 0;
+    if (rc < 0)
+        return rc;
+    struct span around[2] = {{wrap.head, wrap.head_len}, {wrap.tail, wrap.tail_len}};
+    return queue_push_mapped(&c->out, pool, around, m, start, len);
+}
+
 int conn_flush(struct conn *c, struct chunk_pool *pool, int64_t now)
 {
-    struct iovec iov[IOV_PER_SEND];
     while (c->out.len) {
-        int n = queue_iov(&c->out, iov, IOV_PER_SEND);
-        size_t offered = 0;
-        for (int i = 0; i < n; i++)
-            offered += iov[i].iov_len;
-        int64_t sent = sock_send(c->fd, iov, n);
-        if (sent < 0 && sent != -EAGAIN)
-            return (int)sent;
+        size_t sent;
+        int rc = out_send(&c->out, pool, c->fd, &sent);
+        if (rc < 0)
+            return rc;
         if (sent > 0) {
-            queue_pop(&c->out, pool, (size_t)sent);
-            c->group->counters->bytes_out += (uint64_t)sent;
+            c->group->counters->bytes_out += sent;
             c->active_ns = now;
         }
-        if (sent < (int64_t)offered) {
+        if (rc == 0) {
             c->flags |= CONN_BLOCKED;
             return 0;
         }

@@ -98,7 +98,11 @@ static inline int conn_is_reading(const struct conn *c)
 int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, size_t len,
                int framed);
 
-/* Offer queued output to the kernel. 1: all is out; 0: the kernel is full (CONN_BLOCKED); -errno. */
+/* The same with [start, start + len) of a mapping, by reference. 0; -ENOMEM; PL_E_PAYLOAD, or as above. */
+int conn_queue_mapped(struct conn *c, struct chunk_pool *pool, struct pl_mapping *m, size_t start,
+                      size_t len, int framed);
+
+/* Offer queued output to the kernel. 1: all is out; 0: the kernel is full (CONN_BLOCKED); -errno; PL_E_TRUNCATED. */
 int conn_flush(struct conn *c, struct chunk_pool *pool, int64_t now);
 
 /* One receive into data[0..len). The count; 0 at end of stream (CONN_PEER_EOF is set); -EAGAIN; -errno. */

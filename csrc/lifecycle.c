@@ -67,6 +67,13 @@ void conn_kill(struct pl_loop *loop, struct conn *c, int reason)
     conn_pend(loop, c);
 }
 
+void conn_abort(struct pl_loop *loop, struct conn *c, int reason)
+{
+    c->group->counters->aborts++;
+    sock_reset_on_close(c->fd);
+    conn_kill(loop, c, reason);
+}
+
 void conn_update(struct pl_loop *loop, struct conn *c)
 {
     if (c->flags & CONN_DEAD)
@@ -106,6 +113,10 @@ void conn_push_out(struct pl_loop *loop, struct conn *c)
 {
     int rc = conn_flush(c, &loop->pool, loop->now);
     uint32_t deaf = CONN_CLOSING | CONN_FAULTED | CONN_EOF_TOLD;
+    if (rc == PL_E_TRUNCATED) {
+        conn_abort(loop, c, rc); /* an end in good order would say that this was all */
+        return;
+    }
     if (rc < 0 && c->flags & CONN_UNCUT && !(c->flags & deaf)) {
         /* The peer takes no answers; what it said before is told, then the next receive ends it. */
         queue_fini(&c->out, &loop->pool);

@@ -31,6 +31,7 @@
 
 #define CONTENDED ((uint64_t)1 << 31)
 #define PID_MASK (CONTENDED - 1)
+#define FORSAKEN ((uint64_t)1 << 32) /* of a process that never lives: its pid is 0 */
 #define SPINS 200
 #define STAT_BYTES 1024
 
@@ -276,15 +277,17 @@ int lock_acquire(struct pl_self *self, _Atomic(uint64_t) *word, int64_t deadline
     }
 }
 
-int lock_release(struct pl_self *self, _Atomic(uint64_t) *word)
+static int let_go(struct pl_self *self, _Atomic(uint64_t) *word, uint64_t to)
 {
     uint64_t held = atomic_load_explicit(word, memory_order_relaxed);
     if ((held & ~CONTENDED) != self_word(self))
         return -EPERM;
-    if (atomic_exchange(word, 0) & CONTENDED)
+    if (atomic_exchange(word, to) & CONTENDED)
         wake_one(word);
     return 0;
 }
+
+int lock_release(struct pl_self *self, _Atomic(uint64_t) *word) { return let_go(self, word, 0); }
 
 int pl_lock_acquire(struct pl_self *self, uint64_t *word, int64_t timeout_ns)
 {
@@ -294,6 +297,11 @@ int pl_lock_acquire(struct pl_self *self, uint64_t *word, int64_t timeout_ns)
 int pl_lock_release(struct pl_self *self, uint64_t *word)
 {
     return lock_release(self, (_Atomic(uint64_t) *)word);
+}
+
+int pl_lock_forsake(struct pl_self *self, uint64_t *word)
+{
+    return let_go(self, (_Atomic(uint64_t) *)word, FORSAKEN);
 }
 
 int pl_lock_owner(const uint64_t *word)

@@ -111,6 +111,7 @@ void listener_drop(struct pl_loop *loop, uint32_t number);
 /* 0 or -errno, and then fd is untouched. */
 int conn_adopt(struct pl_loop *loop, struct group *g, int fd, uint64_t *id);
 void conn_kill(struct pl_loop *loop, struct conn *c, int reason); /* close the fd now; PL_EV_LOST follows */
+void conn_abort(struct pl_loop *loop, struct conn *c, int reason); /* the same, counted, and the peer is reset */
 void conn_finish(struct pl_loop *loop, struct conn *c);           /* start closing */
 void conn_push_out(struct pl_loop *loop, struct conn *c);         /* flush, and what follows from it */
 void conn_update(struct pl_loop *loop, struct conn *c);           /* interest, after its state changed */

@@ -132,3 +132,23 @@ void pl_memory_unmap(void *data, size_t len)
     if (data)
         munmap(data, len);
 }
+
+/* ---- named regions: mapping.c maps them, since whoever may write can truncate them ---- */
+
+int pl_shm_open(const char *name, int flags, uint32_t mode)
+{
+    int fd = shm_open(name, flags | O_CLOEXEC, (mode_t)mode);
+    if (fd < 0)
+        return -errno;
+    int moved = sock_above_stdio(fd);
+    if (moved < 0)
+        sock_close(fd);
+    return moved;
+}
+
+int pl_shm_unlink(const char *name) { return shm_unlink(name) < 0 ? -errno : 0; }
+
+int pl_shm_allocate(int fd, uint64_t len)
+{
+    return len > (uint64_t)PTRDIFF_MAX ? -EFBIG : allocate(fd, (size_t)len);
+}

@@ -1,8 +1,8 @@
 /* pyloop.h -- the contract between the C core and Python: the loop, and what holds for all of it.
  *
- * pyloop_parts.h has what works without a loop, pyloop_page.h counters and their memory, pyloop_memory.h locks.
- * Everything that Python may see stands between the two markers in these headers, and build_ffi.py hands those
- * lines to cffi: there is no second copy of them.
+ * pyloop_parts.h has what works without a loop, pyloop_page.h counters and their memory, pyloop_map.h mapped files,
+ * pyloop_memory.h locks, pyloop_semaphore.h semaphores. Everything that Python may see stands between the two markers
+ * in these headers, and build_ffi.py hands those lines to cffi: there is no second copy of them.
  *
  * Conventions
  *   - A function that can fail returns >= 0, or -errno, or a PL_E_* number
@@ -25,9 +25,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "pyloop_map.h"
 #include "pyloop_memory.h"
 #include "pyloop_page.h"
 #include "pyloop_parts.h"
+#include "pyloop_semaphore.h"
 
 /* cffi: begin */
 
@@ -202,6 +204,12 @@ int pl_conn_send(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t 
 /* The same without framing; on a PL_TLS conn also without write_limit and uncounted, since records are no
  * messages: pl_conn_admit comes before each message. */
 int pl_conn_write(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len);
+
+/* Queue [start, start + len) of a mapping by reference, as a message or (framed 0) as it is: what leaves is what
+ * stands there when it is flushed. As pl_conn_send, and PL_E_PAYLOAD for PL_LINES and PL_DELIM; -EINVAL beyond
+ * the mapping, and for PL_TLS. If the file loses the bytes meanwhile, the conn is aborted with PL_E_TRUNCATED. */
+int pl_conn_send_mapped(struct pl_loop *loop, uint64_t id, struct pl_mapping *m, size_t start,
+                        size_t len, int framed);
 
 /* A message for a PL_TLS conn is about to be encrypted, and `waiting` bytes of plaintext wait for the
  * handshake. Counts it, or refuses as pl_conn_send: -ESTALE, -EPIPE, PL_E_WRITE_LIMIT. */

@@ -27,7 +27,17 @@ int pl_lock_acquire(struct pl_self *self, uint64_t *word, int64_t timeout_ns);
 /* 0, or -EPERM: this process does not have it. */
 int pl_lock_release(struct pl_self *self, uint64_t *word);
 
+/* The same; but who takes it next gets 1, as from a process that ended: what it guards is, or still is, half done. */
+int pl_lock_forsake(struct pl_self *self, uint64_t *word);
+
 int pl_lock_owner(const uint64_t *word); /* pid of the process that has it, 0: nobody */
+
+#define PL_LOCK_SIZE 16 /* bytes of a lock word with a head that tells what it is */
+#define PL_LOCK_ALIGN 8
+
+/* Make, or find, such a one in shared memory, aligned; `create` is an enum pl_create. All zeroes is "none is here". 0
+ * and *word, which is borrowed from `memory`; -ENOENT, -EEXIST; PL_E_FOREIGN: something else lies there. */
+int pl_lock_place(void *memory, int create, uint64_t **word);
 
 /* cffi: end */
 

@@ -9,9 +9,14 @@ from pyloop.connection import Connection
 from pyloop.errors import ConnectionClosed, FramingError, PyloopError, WriteLimitError
 from pyloop.framing import Delimited, FixedSize, LengthPrefixed, Lines, Netstring, Raw
 from pyloop.loop import Loop, new_event_loop
+from pyloop.mapped import MappedFile
+from pyloop.memory import SharedMemory
 from pyloop.protocol import Protocol
+from pyloop.region import MappedView
 from pyloop.run import run
+from pyloop.semaphore import Semaphore
 from pyloop.server import Server
+from pyloop.shared_lock import SharedLock
 from pyloop.stats import Counters, LoopStats, ProcessStats, ServerStats, WorkerStats
 
 __all__ = [
@@ -26,13 +31,18 @@ __all__ = [
     "Lines",
     "Loop",
     "LoopStats",
+    "MappedFile",
+    "MappedView",
     "Netstring",
     "ProcessStats",
     "Protocol",
     "PyloopError",
     "Raw",
+    "Semaphore",
     "Server",
     "ServerStats",
+    "SharedLock",
+    "SharedMemory",
     "WorkerStats",
     "WriteLimitError",
     "connect",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyloop.core import lib
 from pyloop.protocol import Owner, log
+from pyloop.region import MappedView
 
 if TYPE_CHECKING:
     from pyloop.loop import Loop
@@ -75,9 +76,12 @@ class Acceptor(Owner):
     def cut_off(self) -> None:
         self.server._cut_off()
 
-    def cast(self, conn: Any, data: bytes) -> None:
-        """Write to a connection, without waiting for its peer."""
-        conn.write(data)
+    def cast(self, conn: Any, data: bytes | MappedView) -> None:
+        """Send to a connection what is framed already, or a view, without waiting for its peer."""
+        if isinstance(data, MappedView):
+            conn.send(data)
+        else:
+            conn.write(data)
 
     def settle(self) -> None:
         """Bring the server's counters up to date. Any thread may call."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import socket
 import ssl as ssl_module
@@ -14,6 +15,7 @@ from pyloop.address import Address, show_address
 from pyloop.core import check, failure, ffi, lib
 from pyloop.errors import ConnectionClosed
 from pyloop.framing import Framing, as_bytes
+from pyloop.region import MappedView
 
 __all__ = ["BlockingConnection", "new_reader", "next_id"]
 
@@ -82,18 +84,35 @@ class BlockingConnection:
         """Send one message, framed; returns when the kernel has it.
 
         Raises:
-            TypeError: `message` is not bytes-like.
+            TypeError: `message` is not bytes-like, or a MappedView under Lines or Delimited.
             ValueError: it does not fit the framing; nothing is sent.
             ConnectionClosed: this side has closed the connection.
-            OSError: the connection failed; TimeoutError after the time-out given to dial.
+            OSError: the connection failed; TimeoutError after the time-out given to dial; EFAULT:
+                the file of a MappedView was truncated, and the connection is aborted.
         """
-        payload = message if type(message) is bytes else as_bytes(message)
+        payload = message if type(message) in (bytes, MappedView) else as_bytes(message)
         head, tail = self._framing.wrap(payload)
-        self._open_socket("send").sendall(head + payload + tail)
+        self._send_all(self._open_socket("send"), head, payload, tail)
 
     def write(self, data: Any) -> None:
         """Send bytes as they are. Raises as `send`."""
-        self._open_socket("write").sendall(data if type(data) is bytes else as_bytes(data))
+        payload = data if type(data) in (bytes, MappedView) else as_bytes(data)
+        self._send_all(self._open_socket("write"), b"", payload, b"")
+
+    def _send_all(
+        self, sock: socket.socket, head: bytes, payload: bytes | MappedView, tail: bytes
+    ) -> None:
+        if isinstance(payload, bytes) or isinstance(sock, ssl_module.SSLSocket):
+            sock.sendall(head + bytes(payload) + tail)
+            return
+        try:
+            sock.sendall(head)
+            payload._send_all(sock)
+            sock.sendall(tail)
+        except OSError as exc:
+            if exc.errno == errno.EFAULT:
+                self.abort()  # an end in good order would say that this was all
+            raise
 
     def _open_socket(self, what: str) -> socket.socket:
         if self._sock is None:

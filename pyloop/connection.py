@@ -14,9 +14,10 @@ from typing import Any
 from pyloop.address import Address, decode_sockaddr, local_address, show_address
 from pyloop.core import failure, ffi, lib
 from pyloop.errors import ConnectionClosed, WriteLimitError, without_frames
-from pyloop.framing import as_bytes, refusal
+from pyloop.framing import REFUSALS, as_bytes, refusal
 from pyloop.inbox import CLOSED, PAUSED, Inbox
 from pyloop.protocol import Owner, Protocol, deliver, ignore, log
+from pyloop.region import MappedView
 
 __all__ = ["Connection"]
 
@@ -104,10 +105,7 @@ class Connection:
         return f"<{type(self).__name__} {show_address(self.peername)} {state}>"
 
     def _check_caller(self, letting_go: bool = False) -> None:
-        """Raise RuntimeError in another thread or process than the loop's, before anything changes.
-
-        A forked child may let go of what it inherited.
-        """
+        """Raise RuntimeError in another thread than the loop's, or process (which may let go)."""
         code = lib.pl_conn_fd(self._ptr, self._id)
         if code == lib.PL_E_THREAD or (code == lib.PL_E_FORKED and not letting_go):
             raise failure(code, self._ptr)
@@ -118,14 +116,14 @@ class Connection:
         """Queue one message, framed; it leaves with the loop's next turn.
 
         Args:
-            message: bytes-like, taken as it is now.
+            message: bytes-like, taken as it is now; or a MappedView, taken when it is flushed.
 
         Raises:
-            TypeError: `message` is not bytes-like.
+            TypeError: `message` is neither, or a MappedView under Lines or Delimited.
             ValueError: it does not fit the framing; nothing is sent.
         """
         if type(message) is not bytes:
-            message = as_bytes(message)
+            return self._send_other(message, True)
         code = _send(self._ptr, self._id, message, len(message))
         if code:
             self._sent(code, len(message))
@@ -137,8 +135,17 @@ class Connection:
             TypeError: `data` is not bytes-like.
         """
         if type(data) is not bytes:
-            data = as_bytes(data)
+            return self._send_other(data, False)
         code = _write(self._ptr, self._id, data, len(data))
+        if code:
+            self._sent(code, len(data))
+
+    def _send_other(self, data: Any, framed: bool) -> None:
+        if type(data) is MappedView:
+            code = data._queue(self._ptr, self._id, framed)
+        else:
+            data = as_bytes(data)
+            code = (_send if framed else _write)(self._ptr, self._id, data, len(data))
         if code:
             self._sent(code, len(data))
 
@@ -152,7 +159,7 @@ class Connection:
                 f"peer {show_address(self.peername)} does not read: more than write_limit="
                 f"{self._owner.write_limit} bytes are queued"
             )
-        elif code in (lib.PL_E_TOO_LONG, lib.PL_E_TERMINATOR, lib.PL_E_RANGE, lib.PL_E_SIZE):
+        elif code in REFUSALS:
             raise refusal(self._owner.framing, code, length)
         elif code == -errno.ESTALE:
             self._owner.counters.dropped += 1  # the core no longer knows whose it was
@@ -189,9 +196,8 @@ class Connection:
     def _closed_error(self, what: str) -> ConnectionClosed:
         if isinstance(self._exc, ConnectionClosed):
             return without_frames(self._exc)
-        error = ConnectionClosed(
-            f"{what}: the connection to {show_address(self.peername)} is closed"
-        )
+        where = show_address(self.peername)
+        error = ConnectionClosed(f"{what}: the connection to {where} is closed")
         error.__cause__ = self._exc
         return error
 
@@ -317,11 +323,8 @@ class Connection:
             self._fail(exc)
 
     def _fail(self, exc: BaseException) -> None:
-        log.error(
-            "handler of %s raised; connection aborted",
-            show_address(self.peername),
-            exc_info=exc,
-        )
+        where = show_address(self.peername)
+        log.error("handler of %s raised; connection aborted", where, exc_info=exc)
         if self._exc is None:
             self._exc = exc
         self._gate |= CLOSED

@@ -6,7 +6,10 @@ the OSError that Python has for it and the core's own PL_E_* into ours.
 
 from __future__ import annotations
 
+import errno
+import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 from pyloop import errors
@@ -14,7 +17,8 @@ from pyloop._core import ffi, lib
 
 __all__ = ["check", "failure", "ffi", "is_foreign", "lib"]
 
-_REASONS: dict[int, tuple[type[Exception], str]] = {
+_EFault = functools.partial(OSError, errno.EFAULT)
+_REASONS: dict[int, tuple[Callable[[str], Exception], str]] = {
     lib.PL_E_TOO_LONG: (errors.FramingError, "message over max_size"),
     lib.PL_E_MALFORMED: (errors.FramingError, "malformed message length"),
     lib.PL_E_INCOMPLETE: (errors.FramingError, "incomplete message"),
@@ -24,6 +28,11 @@ _REASONS: dict[int, tuple[type[Exception], str]] = {
     lib.PL_E_IDLE: (TimeoutError, "idle_timeout passed"),
     lib.PL_E_MESSAGE_TIME: (TimeoutError, "message_timeout passed"),
     lib.PL_E_WRITE_LIMIT: (errors.WriteLimitError, "more than write_limit bytes queued"),
+    lib.PL_E_PAYLOAD: (TypeError, "the framing must read a message to send it: send bytes(view)"),
+    lib.PL_E_TRUNCATED: (
+        _EFault,
+        "a mapped file was truncated, or its disk failed, while a view of it was queued to send",
+    ),
     lib.PL_E_THREAD: (
         RuntimeError,
         "called from another thread than the loop's: use loop.call_soon_threadsafe()",

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pyloop.address import show_address
 from pyloop.connection import Connection
 from pyloop.core import failure, ffi, is_foreign, lib
 from pyloop.inbox import CLOSED
@@ -185,7 +186,11 @@ class Dispatch:
         conn = self.connections[slot]
         self.connections[slot] = None
         if conn is not None:
-            conn._lost(self._raw[self._index()].value)
+            reason = self._raw[self._index()].value
+            if reason == lib.PL_E_TRUNCATED:  # no fault of the peer's
+                where = show_address(conn.peername)
+                log.error("%s; connection of %s aborted", failure(reason).args[-1], where)
+            conn._lost(reason)
 
     def _refused(self, group: int, start: int, end: int) -> None:
         owner: Any = self.owners.get(group)

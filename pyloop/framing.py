@@ -10,8 +10,10 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from pyloop.core import check, failure, ffi, lib
+from pyloop.region import MappedView, Region
 
 __all__ = [
+    "REFUSALS",
     "Delimited",
     "FixedSize",
     "Framing",
@@ -21,6 +23,12 @@ __all__ = [
     "Raw",
     "refusal",
 ]
+
+REFUSALS = (
+    *(lib.PL_E_TOO_LONG, lib.PL_E_TERMINATOR, lib.PL_E_RANGE, lib.PL_E_SIZE),
+    lib.PL_E_PAYLOAD,
+)
+"""What the core says of a message that a framing cannot send."""
 
 _SIZE_LIMIT = 1 << 40
 _SEP_LIMIT: int = lib.PL_SEP_MAX
@@ -45,29 +53,43 @@ class Framing:
         """The `struct pl_framing *` for the core: it lives as long as this object."""
         return self._spec
 
-    def wrap(self, payload: bytes | bytearray | memoryview) -> tuple[bytes, bytes]:
+    def wrap(self, payload: bytes | bytearray | memoryview | MappedView) -> tuple[bytes, bytes]:
         """Return what goes before and after `payload` on the wire.
 
         Args:
-            payload: One message, not copied.
+            payload: One message, not copied, and a MappedView not read.
 
         Returns:
             Head and tail, either of which may be empty.
 
         Raises:
             ValueError: A receiver with this framing would not get this message back.
+            TypeError: A MappedView, which Lines and Delimited would have to read.
 
         Source:
             pl_framing_wrap
         """
         if isinstance(payload, str):
             raise TypeError("payload must be bytes-like, not str")
-        with ffi.from_buffer("uint8_t[]", payload) as data:
-            wrap = ffi.new("struct pl_wrap *")
-            code = lib.pl_framing_wrap(self._spec, data, len(data), wrap)
-            if code < 0:
-                raise refusal(self, code, len(data))
-        return bytes(wrap.head[0 : wrap.head_len]), bytes(wrap.tail[0 : wrap.tail_len])
+        if isinstance(payload, MappedView):
+            wrap = self._wrap_view(payload)
+        else:
+            with ffi.from_buffer("uint8_t[]", payload) as data:
+                wrap = self._wrapped(data, len(data))
+        return parts(wrap)
+
+    def _wrap_view(self, view: MappedView) -> Any:
+        """Return the struct pl_wrap * of a message that is not read. Raises as `wrap`."""
+        if isinstance(self, Lines | Delimited):
+            raise refusal(self, lib.PL_E_PAYLOAD, len(view))
+        return self._wrapped(ffi.NULL, len(view))
+
+    def _wrapped(self, data: Any, length: int) -> Any:
+        wrap = ffi.new("struct pl_wrap *")
+        code = lib.pl_framing_wrap(self._spec, data, length, wrap)
+        if code < 0:
+            raise refusal(self, code, length)
+        return wrap
 
     def __reduce__(self) -> tuple[type[Framing], tuple[Any, ...]]:
         """Copy and pickle by the arguments: the C struct is made anew."""
@@ -198,6 +220,11 @@ def refusal(framing: Framing, code: int, payload_len: int) -> Exception:
     Returns:
         A ValueError that names the framing, or what the code stands for elsewhere.
     """
+    if code == lib.PL_E_PAYLOAD:
+        return TypeError(
+            f"{framing!r} looks for its terminator in each message, and a MappedView is not read: "
+            "send bytes(view), or write(view)"
+        )
     message = f"message of {payload_len} byte{'' if payload_len == 1 else 's'}"
     if isinstance(framing, Lines):
         terminator = r"contains \n"
@@ -210,6 +237,11 @@ def refusal(framing: Framing, code: int, payload_len: int) -> Exception:
         lib.PL_E_SIZE: f"is not of the size of {framing!r}",
     }
     return ValueError(f"{message} {reasons[code]}") if code in reasons else failure(code)
+
+
+def parts(wrap: Any) -> tuple[bytes, bytes]:
+    """Return head and tail of a struct pl_wrap."""
+    return bytes(wrap.head[0 : wrap.head_len]), bytes(wrap.tail[0 : wrap.tail_len])
 
 
 def _of_type(value: object) -> str:
@@ -241,7 +273,10 @@ def as_bytes(data: Any) -> bytes:
 
     Raises:
         TypeError: `data` is not bytes-like.
+        OSError: EFAULT: it is of a file that was truncated.
     """
+    if isinstance(data, MappedView | Region):  # whose own copies are safe
+        return bytes(data)
     if isinstance(data, str):
         raise TypeError(f"expected bytes-like, got str: {data[:40]!r} (encode it first)")
     try:

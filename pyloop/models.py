@@ -13,6 +13,7 @@ from typing import Any
 from pyloop.acceptor import Acceptor
 from pyloop.handlers import serve_blocking
 from pyloop.outlet import Wake
+from pyloop.region import MappedView
 from pyloop.served import ServedConnection
 from pyloop.served_tls import ServedTLSConnection
 
@@ -24,8 +25,9 @@ class BlockingAcceptor(Acceptor):
 
     __slots__ = ()
 
-    def cast(self, conn: Any, data: bytes) -> None:
-        conn._put(data, wait=False)
+    def cast(self, conn: Any, data: bytes | MappedView) -> None:
+        wrap = self.framing._wrap_view(data) if isinstance(data, MappedView) else None
+        conn._put(data, wrap, wait=False)
 
     def _connect(
         self, fd: int, peer: bytes, wake: Wake | None, counters: Any, ident: int

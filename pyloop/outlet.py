@@ -24,7 +24,9 @@ from pyloop.blocking import BlockingConnection
 from pyloop.core import failure, ffi, lib
 from pyloop.errors import ConnectionClosed, WriteLimitError, without_frames
 from pyloop.framing import as_bytes
+from pyloop.outbox import Outbox
 from pyloop.protocol import Owner, log
+from pyloop.region import MappedView
 
 __all__ = ["ABORTED", "CLOSING", "INPUT", "LOST", "OPEN", "ROOM", "Outlet", "Wake"]
 
@@ -104,7 +106,7 @@ class Outlet(BlockingConnection):
         self._context: contextvars.Context = owner.context.copy()
         self._lock = threading.RLock()  # a signal handler may come in between
         self._thread = 0
-        self._out = bytearray()
+        self._out = Outbox()
         self._queued = self._sent = 0  # bytes, ever
         self._gate = OPEN
         self._exc: BaseException | None = None
@@ -151,33 +153,43 @@ class Outlet(BlockingConnection):
         what the kernel does not take at once. Dropped and counted if the connection is closing.
 
         Raises:
-            TypeError: `message` is not bytes-like.
+            TypeError: `message` is not bytes-like, or a MappedView under Lines or Delimited.
             ValueError: it does not fit the framing; nothing is sent.
             TimeoutError: the peer took nothing for idle_timeout, 30 seconds if there is none.
+            OSError: EFAULT: the file of a MappedView was truncated; the connection is aborted.
         """
+        wait = threading.get_ident() == self._thread
+        if type(message) is MappedView:
+            self._put(message, self._framing._wrap_view(message), wait)
+            return
         payload = message if type(message) is bytes else as_bytes(message)
         head, tail = self._framing.wrap(payload)
-        self._put(head + payload + tail, threading.get_ident() == self._thread)
+        self._put(head + payload + tail, None, wait)
 
     def write(self, data: Any) -> None:
         """Send bytes as they are. As `send` otherwise."""
-        data = data if type(data) is bytes else as_bytes(data)
-        self._put(data, threading.get_ident() == self._thread)
+        data = data if type(data) in (bytes, MappedView) else as_bytes(data)
+        self._put(data, None, threading.get_ident() == self._thread)
 
-    def _put(self, data: bytes, wait: bool) -> None:
+    def _put(self, data: bytes | MappedView, wrap: Any, wait: bool) -> None:
+        """Send bytes of the wire, or a view with `wrap` around it."""
         with self._lock:
             if not self._admit(wait):
                 return
             waiting = bool(self._out)
             self._counters.messages_out += 1
-            self._enqueue(data)
-            if not self._out:
-                return
+            self._enqueue(data, wrap)
             target = self._queued
-            if not waiting:
+            if self._out and not waiting:
                 self._wake_owner()
         if wait:
             self._wait_sent(target, ROOM)
+            if self._gate == ABORTED and isinstance(data, MappedView):
+                self._check_torn()
+
+    def _check_torn(self) -> None:
+        if self._exc is not None and getattr(self._exc, "errno", 0) == errno.EFAULT:
+            raise without_frames(self._exc)
 
     def _admit(self, wait: bool) -> bool:
         """May more be sent? Who waits may always; for others write_limit holds."""
@@ -198,23 +210,43 @@ class Outlet(BlockingConnection):
         )
         return False
 
-    def _enqueue(self, data: bytes) -> None:
-        self._push(data)
+    def _enqueue(self, data: bytes | MappedView, wrap: Any) -> None:
+        if isinstance(data, MappedView):
+            self._push_view(data, wrap or ffi.new("struct pl_wrap *"))
+        else:
+            self._push(data)
 
     def _push(self, data: bytes) -> None:
         """Hand bytes of the wire to the kernel, or queue what it does not take."""
         self._queued += len(data)
-        sent = 0 if self._out else self._offer(data)
+        sent = 0
+        if data and not self._out:
+            sent = self._took(lib.pl_socket_send(self._fd, data, len(data)))
         if sent < len(data) and not self._broken:
-            self._out += data if not sent else memoryview(data)[sent:]
+            self._check_pushed(self._out.push(data[sent:]))
 
-    def _offer(self, data: Any) -> int:
-        """Return how many bytes the kernel took."""
-        sent: int = lib.pl_socket_send(self._fd, data, len(data)) if len(data) else 0
+    def _push_view(self, view: MappedView, wrap: Any) -> None:
+        waiting = len(self._out)
+        self._check_pushed(self._out.push_view(view, wrap))
+        self._queued += len(self._out) - waiting
+        if not waiting:
+            self._flush()
+
+    def _check_pushed(self, code: int) -> None:
+        """Out of memory: what follows would not be the stream."""
+        if code < 0:
+            self._abort_now(failure(code))
+
+    def _took(self, sent: int) -> int:
+        """Count what the kernel took, or see why it took nothing; return how many bytes."""
         if sent > 0:
             self._sent += sent
             self._counters.bytes_out += sent
             self._active = time.monotonic_ns()
+        elif sent == lib.PL_E_TRUNCATED:
+            exc = failure(sent)
+            log.error("%s; connection of %s aborted", exc.args[-1], show_address(self.peername))
+            self._abort_now(exc)  # an end in good order would say that this was all
         elif sent < 0 and sent != -errno.EAGAIN:
             self._break(failure(sent))
         return max(0, sent)
@@ -222,9 +254,9 @@ class Outlet(BlockingConnection):
     def _flush(self) -> None:
         """Offer the queue once; when it is empty, half-close if that was wanted."""
         if self._out:
-            with ffi.from_buffer("uint8_t[]", self._out) as data:
-                sent = self._offer(data)
-            del self._out[: len(self._out) if self._broken else sent]
+            self._took(self._out.send(self._fd))
+            if self._broken:
+                self._out.clear()
         if self._shut and not self._out and not self._broken:
             lib.pl_socket_shutdown(self._fd)
 

@@ -16,8 +16,10 @@ from typing import Any
 from pyloop.blocking import new_reader
 from pyloop.core import check, failure, ffi, lib
 from pyloop.errors import ConnectionClosed, without_frames
+from pyloop.framing import parts
 from pyloop.outlet import INPUT, ROOM, Wake
 from pyloop.protocol import Owner, log
+from pyloop.region import MappedView
 from pyloop.served import ServedConnection
 
 __all__ = ["ServedTLSConnection"]
@@ -135,7 +137,13 @@ class ServedTLSConnection(ServedConnection):
 
     # ---- out ----
 
-    def _enqueue(self, data: bytes) -> None:
+    def _put(self, data: bytes | MappedView, wrap: Any, wait: bool) -> None:
+        if isinstance(data, MappedView):
+            head, tail = parts(wrap) if wrap else (b"", b"")
+            data = head + bytes(data) + tail
+        super()._put(data, None, wait)
+
+    def _enqueue(self, data: Any, wrap: Any) -> None:
         view = memoryview(data)
         try:
             while view:

@@ -28,6 +28,7 @@ from pyloop.options import (
     check_ssl,
 )
 from pyloop.page import Page
+from pyloop.region import MappedView
 from pyloop.service import Service
 from pyloop.stats import ServerStats, copy_counters, page_server_stats, server_stats
 from pyloop.supervision import check_supervision
@@ -357,15 +358,21 @@ class Server:
         """Send one message to every connection, framed once.
 
         Args:
-            message: bytes-like.
+            message: bytes-like, or a MappedView.
             exclude: a Connection, or a collection of them, that does not get it.
 
         Raises:
             TypeError, ValueError: as Connection.send; nobody gets it.
         """
-        payload = as_bytes(message)
-        head, tail = self._framing.wrap(payload)
-        data = head + payload + tail
+        data: bytes | MappedView
+        if type(message) is MappedView:
+            self._framing._wrap_view(message)  # refused by all, or by none
+        if type(message) is MappedView and self._ssl is None:
+            data = message
+        else:
+            payload = as_bytes(message)
+            head, tail = self._framing.wrap(payload)
+            data = head + payload + tail
         left_out = set(exclude) if isinstance(exclude, Collection) else {exclude}
         if (service := self._service) is None:
             return

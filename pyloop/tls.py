@@ -19,6 +19,7 @@ from pyloop.errors import ConnectionClosed
 from pyloop.framing import as_bytes
 from pyloop.inbox import CLOSED
 from pyloop.protocol import Owner, log
+from pyloop.region import MappedView
 
 __all__ = ["TLSConnection"]
 
@@ -162,8 +163,11 @@ class TLSConnection(Connection):
     # ---- out ----
 
     def send(self, message: Any) -> None:
+        framing = self._owner.framing
+        if type(message) is MappedView:
+            framing._wrap_view(message)  # refused here as everywhere, although it is copied
         payload = message if type(message) is bytes else as_bytes(message)
-        head, tail = self._owner.framing.wrap(payload)
+        head, tail = framing.wrap(payload)
         self._send_plain(head + payload + tail)
 
     def write(self, data: Any) -> None:

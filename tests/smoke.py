@@ -47,6 +47,7 @@ def main() -> None:
     assert heard == [line.upper() for line in LINES], heard
     gc.collect()  # asyncio tells of forgotten exceptions then
     assert not logged, [record.getMessage() for record in logged]
+    assert not pyloop.Semaphore(0).wait(0.01)  # the C library's way to wait is found at run time
     assert files("pyloop").joinpath("metrics.html").is_file()
     print("smoke test passed:", os.path.dirname(pyloop.__file__))
 

@@ -107,6 +107,30 @@ def test_more_ports_than_fit_are_an_error(load: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "load: at most 8 --port\n")
 
 
+def test_slices_of_a_file_are_verified(load: Path, tmp_path: Path) -> None:
+    script = """if True:
+        import struct, sys, faults, pyloop
+        def answer(conn, request):
+            offset, length = struct.unpack("!II", request)
+            conn.write(open(sys.argv[1], "rb").read()[offset:][:length])
+        faults.serve(answer, "auto", framing=pyloop.FixedSize(8))
+    """
+    path = tmp_path / "ring"
+    with Child(script, str(path)) as child:
+        port = child.next()["port"]
+        asked = ("--port", port, "--file", path, "--size", 1000, "--connections", 3)
+        report = generate(load, *asked, "--inflight", 4, "--messages", 200)
+        assert report["messages"] >= 200
+        assert path.stat().st_size == 65 * 1000
+        path.write_bytes(bytes(65_000))  # not what the next run is going to ask for
+        with pytest.raises(AssertionError, match="an echo differs from what was sent"):
+            generate(load, *asked, "--size", 999, "--file", tmp_path / "other", "--messages", 1)
+    command = [str(load), "--port", "1", "--file", str(path), "--framing", "lines"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    said = "load: --file goes with --framing raw, and without --pieces\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
 # ---- rows and targets ----
 
 
@@ -155,18 +179,19 @@ def run(script: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_short_run_measures_every_peer_that_is_built(tmp_path: Path, load: Path) -> None:
-    wanted = "^(models-connection-10c|scaling-50us)$"
+    wanted = "^(files-64k|models-connection-10c|scaling-50us)$"
     done = run("run.py", "--short", "--rows", wanted, "--results", str(tmp_path))
     assert done.returncode in (0, 3), done.stderr
     found = json.loads((tmp_path / "latest.json").read_text())["rows"]
-    assert [row["key"] for row in found] == ["models-connection-10c", "scaling-50us"]
+    keys = [row["key"] for row in found]
+    assert keys == ["files-64k", "models-connection-10c", "scaling-50us"]
     peers = [peer for row in found for peer in row["peers"]]
     absent = {peer["name"] for peer in peers if peer["status"] == "not built"}
     assert absent <= {"threads", "forks"} and bool(absent) == (done.returncode == 3)
     measured = [peer for peer in peers if peer["name"] not in absent]
     assert [peer["status"] for peer in measured] == ["ok"] * len(measured)
     assert all(peer["summary"]["median"] > 0 for peer in measured)
-    assert all(verdict["met"] is not None for verdict in found[1]["targets"])
+    assert all(verdict["met"] is not None for verdict in found[2]["targets"])
 
 
 # ---- spread ----

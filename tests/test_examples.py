@@ -298,3 +298,48 @@ def test_workers_say_who_answers_and_end_on_ctrl_c(backend: str) -> None:
         assert status == 0
         assert len(re.findall(r"worker \d \(pid \d+\) is ready", err)) == 2
         bind(example.port)
+
+
+# ---- files ----
+
+
+def get(conn: Any, name: str, *headers: str) -> tuple[int, bytes]:
+    """Ask for a file on a buffered connection; return status and body."""
+    lines = [f"GET /{name} HTTP/1.1", "Host: test", *headers, "", ""]
+    conn.write("\r\n".join(lines).encode())
+    conn.flush()
+    status = int(conn.readline().split()[1])
+    head = dict(line.split(": ", 1) for line in map(bytes.decode, iter(conn.readline, b"\r\n")))
+    return status, conn.read(int(head["Content-Length"]))
+
+
+def test_files_are_served_whole_and_in_parts(backend: str, tmp_path: Path) -> None:
+    content = bytes(range(251)) * 9000
+    (tmp_path / "a.bin").write_bytes(content)
+    (tmp_path / "empty").touch()
+    (tmp_path / "sub").mkdir()
+    with running("files.py", backend, args=(str(tmp_path),)) as example:
+        assert example.greeting == f"files of {tmp_path} on 127.0.0.1:{example.port}\n"
+        with example.connect() as sock, sock.makefile("rwb") as conn:
+            assert get(conn, "a.bin") == (200, content)
+            assert get(conn, "a.bin", "Range: bytes=5000-6999") == (206, content[5000:7000])
+            assert get(conn, "a.bin", "range: bytes=2258990-") == (206, content[2258990:])
+            assert get(conn, "a.bin", "Range: bytes=9-99999999") == (206, content[9:])
+            assert get(conn, "a.bin", f"Range: bytes={len(content)}-") == (416, b"")
+            assert get(conn, "a.bin", "Range: bytes=5-4") == (416, b"")
+            assert get(conn, "empty") == (200, b"")
+            for name in ("none", "sub", "..", "", "sub/../a.bin"):
+                assert get(conn, name) == (404, b"")
+            assert get(conn, "a.bin", "Range: bytes=0-0") == (206, content[:1])
+        assert example.interrupt()[::2] == (0, "")
+
+
+# ---- memory that processes share ----
+
+
+def test_counter_of_several_processes_is_exact() -> None:
+    args = ("--processes", "3", "--times", "500")
+    done = subprocess.run(
+        command("counter.py", *args), capture_output=True, text=True, timeout=SECONDS
+    )
+    assert (done.stdout, done.stderr) == ("3 processes counted to 1500\n", "")

@@ -43,11 +43,13 @@ PYTHON_LEVELS = """
     served
     outlet
     blocking connection stats
-    inbox logs
+    inbox outbox logs
     protocol
     supervision slots
-    memory lowlevel options framing listening
-    page
+    shared_lock semaphore
+    placing
+    memory mapped lowlevel options framing listening
+    waiting page region
     core
     _core errors address
 """
@@ -58,14 +60,17 @@ PYTHON_ORDER = {name: place for place, name in enumerate(PYTHON_LEVELS.split())}
 LOOP_LEVEL = ["loop", "api", "gather", "accept", "lifecycle", "group", "watch"]
 UNDER_LOOP = {"deadline", "listener", "conn", "batch", "table", "wake", "poller", "sock"}
 C_ARROWS: dict[str, set[str]] = {
-    **{name: {"loop", "frame", "buf"} | UNDER_LOOP for name in LOOP_LEVEL},
+    **{name: {"loop", "frame", "buf", "mapping"} | UNDER_LOOP for name in LOOP_LEVEL},
     "deadline": {"conn"},
     "listener": {"sock"},
-    "conn": {"sock", "buf", "frame"},
+    "conn": {"sock", "buf", "frame", "out"},
+    "out": {"sock", "buf"},
     "batch": {"buf"},
     "table": set(),
     "wake": {"sock"},
     "memory": {"sock"},
+    "semaphore": {"sock"},
+    "mapping": {"sock"},
     "reuseport": set(),
     "orphan": set(),
     "poller": set(),
@@ -74,17 +79,20 @@ C_ARROWS: dict[str, set[str]] = {
     "poller_epoll": {"poller", "sock"},
     "reader": {"buf", "frame"},
     "frame": {"buf"},
-    "buf": set(),
+    "buf": {"mapping"},
     "blocking": {"sock"},
     "fdset": set(),
     "sock": set(),
     "lock": {"sock"},
+    "placed_lock": set(),
     "region": {"lock", "sock"},
     "region_make": {"region", "sock"},
-    "pyloop": {"pyloop_memory", "pyloop_page", "pyloop_parts"},
+    "pyloop": {"pyloop_map", "pyloop_memory", "pyloop_page", "pyloop_parts", "pyloop_semaphore"},
+    "pyloop_map": set(),
     "pyloop_memory": set(),
     "pyloop_page": set(),
     "pyloop_parts": set(),
+    "pyloop_semaphore": set(),
 }
 # Among themselves, a file of the loop level calls those right of it. loop_guard goes with loop.h.
 CALLS_UP = {"loop_guard"}
@@ -96,6 +104,7 @@ SYSTEM_CALLS = {
     "sock",
     "fdset",
     "wake",
+    "mapping",
     "memory",
     "semaphore",
     "lock",

@@ -24,8 +24,9 @@
 #include <sys/epoll.h>
 #include <sys/select.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 
-enum call { ACCEPT4, EPOLL_CTL, EPOLL_WAIT, PSELECT, PPOLL, CLOSE, MALLOC, CALLS };
+enum call { ACCEPT4, EPOLL_CTL, EPOLL_WAIT, PSELECT, PPOLL, CLOSE, VM_READ, VM_WRITE, MALLOC, CALLS };
 
 static struct rule {
     const char *name;
@@ -38,6 +39,8 @@ static struct rule {
     [ACCEPT4] = {.name = "accept4"},       [EPOLL_CTL] = {.name = "epoll_ctl"},
     [EPOLL_WAIT] = {.name = "epoll_wait"}, [PSELECT] = {.name = "pselect"},
     [PPOLL] = {.name = "ppoll"},           [CLOSE] = {.name = "close"},
+    [VM_READ] = {.name = "process_vm_readv"},
+    [VM_WRITE] = {.name = "process_vm_writev"},
     [MALLOC] = {.name = "malloc"},
 };
 
@@ -47,7 +50,7 @@ static const struct {
 } errors[] = {
     {"EBADF", EBADF},   {"ECONNABORTED", ECONNABORTED}, {"EINTR", EINTR},   {"EMFILE", EMFILE},
     {"ENFILE", ENFILE}, {"ENOBUFS", ENOBUFS},           {"ENOMEM", ENOMEM}, {"EPERM", EPERM},
-    {"EIO", EIO},
+    {"EIO", EIO},       {"ENOSYS", ENOSYS},
 };
 
 /* ---- rules ---- */
@@ -194,6 +197,21 @@ int pselect(int nfds, fd_set *r, fd_set *w, fd_set *e, const struct timespec *t,
 int ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout, const sigset_t *mask)
 {
     FAIL_OR(PPOLL, ppoll_fn *, fds, n, timeout, mask);
+}
+
+typedef ssize_t vm_fn(pid_t, const struct iovec *, unsigned long, const struct iovec *,
+                      unsigned long, unsigned long);
+
+ssize_t process_vm_readv(pid_t pid, const struct iovec *local, unsigned long n,
+                         const struct iovec *remote, unsigned long m, unsigned long flags)
+{
+    FAIL_OR(VM_READ, vm_fn *, pid, local, n, remote, m, flags);
+}
+
+ssize_t process_vm_writev(pid_t pid, const struct iovec *local, unsigned long n,
+                          const struct iovec *remote, unsigned long m, unsigned long flags)
+{
+    FAIL_OR(VM_WRITE, vm_fn *, pid, local, n, remote, m, flags);
 }
 
 int close(int fd)
