@@ -110,6 +110,8 @@ void mapping_drop(struct pl_mapping *m)
 
 uint8_t *pl_mapping_data(const struct pl_mapping *m) { return m->data; }
 
+size_t pl_mapping_len(const struct pl_mapping *m) { return m->len; }
+
 int pl_mapping_fd(const struct pl_mapping *m) { return m->fd; }
 
 uint32_t pl_mapping_queued(const struct pl_mapping *m) { return atomic_load(&m->queued); }

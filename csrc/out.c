@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "mapping.h"
 #include "sock.h"
 
 #define IOV_PER_SEND 64
@@ -76,6 +77,8 @@ int pl_outbox_push_mapped(struct pl_outbox *box, const struct pl_wrap *wrap, str
                           size_t start, size_t len)
 {
     const struct span around[2] = {{wrap->head, wrap->head_len}, {wrap->tail, wrap->tail_len}};
+    if (!mapping_has(m, start, len))
+        return -EINVAL;
     return queue_push_mapped(&box->queue, &box->pool, around, m, start, len);
 }
 

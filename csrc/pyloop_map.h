@@ -45,6 +45,7 @@ int pl_mapping_new(int fd, uint64_t offset, size_t len, int mode, struct pl_mapp
 void pl_mapping_release(struct pl_mapping *m); /* gives up one reference */
 
 uint8_t *pl_mapping_data(const struct pl_mapping *m); /* its first byte; valid with the reference */
+size_t pl_mapping_len(const struct pl_mapping *m);    /* how many there are */
 int pl_mapping_fd(const struct pl_mapping *m); /* its own fd of the file; borrowed */
 uint32_t pl_mapping_queued(const struct pl_mapping *m); /* pieces of output that refer to it */
 
@@ -77,7 +78,7 @@ void pl_outbox_clear(struct pl_outbox *box);
 /* Copy bytes to the back. 0; -ENOMEM: nothing was queued. */
 int pl_outbox_push(struct pl_outbox *box, const uint8_t *data, size_t len);
 
-/* The same by reference: `wrap` goes around [start, start + len) of the mapping. */
+/* The same by reference: `wrap` goes around [start, start + len) of the mapping; -EINVAL beyond it. */
 int pl_outbox_push_mapped(struct pl_outbox *box, const struct pl_wrap *wrap, struct pl_mapping *m,
                           size_t start, size_t len);
 

@@ -17,7 +17,7 @@ from pyloop._core import ffi, lib
 
 __all__ = ["check", "failure", "ffi", "is_foreign", "lib"]
 
-_EFault = functools.partial(OSError, errno.EFAULT)
+_gone = functools.partial(OSError, errno.EFAULT)
 _REASONS: dict[int, tuple[Callable[[str], Exception], str]] = {
     lib.PL_E_TOO_LONG: (errors.FramingError, "message over max_size"),
     lib.PL_E_MALFORMED: (errors.FramingError, "malformed message length"),
@@ -30,7 +30,7 @@ _REASONS: dict[int, tuple[Callable[[str], Exception], str]] = {
     lib.PL_E_WRITE_LIMIT: (errors.WriteLimitError, "more than write_limit bytes queued"),
     lib.PL_E_PAYLOAD: (TypeError, "the framing must read a message to send it: send bytes(view)"),
     lib.PL_E_TRUNCATED: (
-        _EFault,
+        _gone,
         "a mapped file was truncated, or its disk failed, while a view of it was queued to send",
     ),
     lib.PL_E_THREAD: (

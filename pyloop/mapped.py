@@ -60,8 +60,7 @@ class MappedFile(Region):
         mode: Literal["r", "r+", "c"] = "r",
         create_size: int | None = None,
     ) -> None:
-        self._handle = None
-        self._name = "?"
+        super().__init__("?")
         if mode not in _MODES:
             raise ValueError(f"mode must be 'r', 'r+' or 'c', not {mode!r}")
         if create_size is not None and mode != "r+":
@@ -189,7 +188,7 @@ class MappedFile(Region):
             _grow(fd, offset + length, self._name)
             self._map(fd, self._name, offset, length, lib.PL_MAP_SHARED)
             return
-        if self._exporter is not None and self._exporter() is not None:
+        if self._lent:
             raise BufferError(f"cannot shrink MappedFile {self._name!r}: memoryviews are in use")
         self._map(fd, self._name, offset, length, lib.PL_MAP_SHARED)
         if os.fstat(fd).st_size == offset + before:

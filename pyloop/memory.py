@@ -56,8 +56,7 @@ class SharedMemory(Region):
         readonly: bool = False,
         mode: int = 0o600,
     ) -> None:
-        self._handle = None
-        self._name = "?" if name is None else _checked(name)
+        super().__init__("?" if name is None else _checked(name))
         _check_arguments(name, size, create, truncate, readonly, mode)
         made = False
         if create:

@@ -179,6 +179,8 @@ class Outlet(BlockingConnection):
             waiting = bool(self._out)
             self._counters.messages_out += 1
             self._enqueue(data, wrap)
+            if not self._out and not isinstance(data, MappedView):
+                return
             target = self._queued
             if self._out and not waiting:
                 self._wake_owner()

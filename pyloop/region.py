@@ -51,7 +51,12 @@ def _copy_out(handle: Any, start: int, length: int) -> tuple[int, bytes]:
 class Region:
     """What is mapped: the part that MappedFile and SharedMemory have in common."""
 
-    __slots__ = ("__weakref__", "_exporter", "_handle", "_length", "_name", "_offset", "_writable")
+    __slots__ = ("__weakref__", "_handle", "_length", "_lent", "_name", "_offset", "_writable")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._handle: Any = None  # closed
+        self._lent: list[weakref.ref[Any]] = []  # what memoryviews of it refer to
 
     def _map(self, fd: int, name: str, offset: int, length: int, mode: int) -> None:
         where = ffi.new("struct pl_mapping **")
@@ -59,8 +64,7 @@ class Region:
         if code < 0:
             what = f"cannot map {length} bytes from offset {offset}: {os.strerror(-code)}"
             raise OSError(-code, what, name)
-        self._handle: Any = ffi.gc(where[0], lib.pl_mapping_release)
-        self._exporter: Any = None
+        self._handle = ffi.gc(where[0], lib.pl_mapping_release)
         self._name, self._offset, self._length = name, offset, length
         self._writable = mode != lib.PL_MAP_READ
 
@@ -83,10 +87,9 @@ class Region:
         memory: where the file has been truncated, a touch ends the process with SIGBUS.
         """
         handle = self._open_handle()
-        exporter = self._exporter() if self._exporter is not None else None
-        if exporter is None:
-            exporter = ffi.buffer(_keep(lib.pl_mapping_data(handle), handle), self._length)
-            self._exporter = weakref.ref(exporter)
+        pointer = _keep(lib.pl_mapping_data(handle), handle)
+        exporter = ffi.buffer(pointer, lib.pl_mapping_len(handle))
+        self._lent.append(weakref.ref(exporter, self._lent.remove))
         view = memoryview(exporter)
         return view if self._writable else view.toreadonly()
 
@@ -171,9 +174,10 @@ class Region:
             ValueError: it is not inside.
         """
         handle = self._open_handle()
-        stop = self._length if stop is None else whole("stop", stop)
-        if not whole("start", start) <= stop <= self._length:
-            raise ValueError(f"view({start}, {stop}) is not inside the {self._length} bytes mapped")
+        length = lib.pl_mapping_len(handle)  # not our own: another thread may be resizing
+        stop = length if stop is None else whole("stop", stop)
+        if not whole("start", start) <= stop <= length:
+            raise ValueError(f"view({start}, {stop}) is not inside the {length} bytes mapped")
         return MappedView(handle, start, stop - start, self._name, self._offset)
 
     def _bounds(self, index: object) -> tuple[int, int]:

@@ -64,7 +64,7 @@ C_ARROWS: dict[str, set[str]] = {
     "deadline": {"conn"},
     "listener": {"sock"},
     "conn": {"sock", "buf", "frame", "out"},
-    "out": {"sock", "buf"},
+    "out": {"sock", "buf", "mapping"},
     "batch": {"buf"},
     "table": set(),
     "wake": {"sock"},

@@ -230,6 +230,9 @@ def test_resize_grows_and_cuts_the_file(path: Path) -> None:
         with pytest.raises(BufferError, match=f"cannot shrink MappedFile '{path}': memoryviews"):
             m.resize(50)
         del grown
+        with pytest.raises(BufferError, match="cannot shrink"):
+            m.resize(50)
+        del before
         view = m.view(40, 60)
         m.resize(50)
         assert (m[:], len(m), path.read_bytes()) == (BYTES[100:150], 50, BYTES[:150])

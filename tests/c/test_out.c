@@ -102,6 +102,8 @@ static void test_an_outbox_sends_what_it_was_given(void)
     CHECK(pl_outbox_push(box, (const uint8_t *)"one", 3) == 0);
     CHECK(pl_outbox_push_mapped(box, &wrap, m, 0, FILE_BYTES) == 0);
     pl_mapping_data(m)[FILE_BYTES - 1] = expected[FILE_BYTES - 1] = 'z'; /* what is there at flush */
+    CHECK(pl_outbox_push_mapped(box, &wrap, m, 1, FILE_BYTES) == -EINVAL);
+    CHECK(pl_mapping_len(m) == FILE_BYTES && pl_mapping_queued(m) == 1);
     pl_mapping_release(m); /* the queue keeps it */
     size_t len = 0;
     while (pl_outbox_len(box)) {
