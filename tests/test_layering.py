@@ -33,6 +33,7 @@ PYTHON_LEVELS = """
     thread_model fork_model
     bus models
     redis_broker nats_broker shm_broker
+    remote_broker
     subscription
     broker
     acceptor

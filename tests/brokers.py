@@ -1,0 +1,147 @@
+"""Servers that a bus can go over: real ones on free ports, and one that does as it is told.
+
+    with RedisServer(tmp_path) as server:
+        broker = RedisBroker(server.url)
+        server.restart()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+TIMEOUT = 60.0
+
+
+class BrokerServer:
+    """A server process, which keeps its port over a restart and nothing else.
+
+    Args:
+        directory: where it works, and leaves nothing that is needed.
+        host: an address that it listens on, and only there.
+        prefix: a command that starts it in other surroundings.
+    """
+
+    program: str
+    scheme: str
+
+    def __init__(self, directory: Path, host: str = "127.0.0.1", prefix: tuple[str, ...] = ()):
+        self.directory, self.host, self.prefix = directory, host, prefix
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def require(cls) -> None:
+        """Skip the test, with the reason, where there is no such server; fail in CI."""
+        if shutil.which(cls.program) is None:
+            assert "PYLOOP_CI" not in os.environ, f"{cls.program} is missing"
+            pytest.skip(f"{cls.program} is not installed")
+
+    def arguments(self) -> list[str]:
+        raise NotImplementedError
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{self.host}:{self.port}"
+
+    def __enter__(self) -> BrokerServer:
+        self.require()
+        for _ in range(5):  # the port that was free may be somebody's by now
+            with socket.socket() as sock:
+                sock.bind(("127.0.0.1", 0))
+                self.port = sock.getsockname()[1]
+            if self.start():
+                return self
+        raise AssertionError(f"{self.program} does not start:\n{self.log()}")
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def log(self) -> str:
+        return (self.directory / "log").read_text()
+
+    def start(self) -> bool:
+        """Start it, wait until it accepts. Returns whether it does."""
+        with open(self.directory / "log", "w") as log:
+            self._process = subprocess.Popen(
+                [*self.prefix, self.program, *self.arguments()],
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        end = time.monotonic() + TIMEOUT
+        while self._process.poll() is None and time.monotonic() < end:
+            if self.says_ready in self.log():
+                return True
+            time.sleep(0.005)
+        self.stop()
+        return False
+
+    says_ready: str
+
+    def stop(self) -> None:
+        """End it, at once: all connections are cut off."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(TIMEOUT)
+            self._process = None
+
+    def restart(self) -> None:
+        self.stop()
+        assert self.start(), self.log()
+
+
+class RedisServer(BrokerServer):
+    program = "redis-server"
+    scheme = "redis"
+    says_ready = "Ready to accept connections"
+
+    def arguments(self) -> list[str]:
+        return ["--port", str(self.port), "--bind", self.host, "--save", "", "--appendonly", "no"]
+
+
+class NatsServer(BrokerServer):
+    program = "nats-server"
+    scheme = "nats"
+    says_ready = "Server is ready"
+
+    def arguments(self) -> list[str]:
+        return ["--addr", self.host, "--port", str(self.port)]
+
+
+@contextlib.asynccontextmanager
+async def answering(answer: bytes | None, port: int = 0):
+    """A server that greets everybody, answers whatever comes with the same, and counts in `.met`.
+
+    None never says a word.
+    """
+
+    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server.met += 1
+        try:
+            if answer is not None:
+                writer.write(answer)
+            while await reader.read(65536):
+                if answer is not None:
+                    writer.write(answer)
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(meet, "127.0.0.1", port)
+    server.met = 0
+    try:
+        yield server
+    finally:
+        server.close()
+        await server.wait_closed()
