@@ -125,7 +125,9 @@ class _NatsLink(Link):
             self._broken.set_result(exc)
 
     async def _was_closed(self) -> None:
-        await self._failed(ConnectionError("the server closed the connection"))
+        await self._failed(
+            self._client.last_error or ConnectionError("the server closed the connection")
+        )
 
     async def run(self) -> None:
         while self._client.is_connected and not self._broken.done():
@@ -157,5 +159,6 @@ class _NatsLink(Link):
 
     async def _confirm(self) -> None:
         """Wait for the answer to a ping: the server answers in order."""
-        seconds: Any = remote_broker.STALL_SECONDS  # of which nats-py says that it is an int
-        await self._client.flush(timeout=seconds)
+        client: Any = self._client
+        # Where there is rtt, flush may return without an answer, if the connection broke.
+        await getattr(client, "rtt", client.flush)(timeout=remote_broker.STALL_SECONDS)

@@ -1,8 +1,8 @@
 """Servers that a bus can go over: real ones on free ports, and one that does as it is told.
 
-    with RedisServer(tmp_path) as server:
-        broker = RedisBroker(server.url)
-        server.restart()
+with RedisServer(tmp_path) as server:
+    broker = RedisBroker(server.url)
+    server.restart()
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,7 @@ class BrokerServer:
 
     program: str
     scheme: str
+    says_ready: str
 
     def __init__(self, directory: Path, host: str = "127.0.0.1", prefix: tuple[str, ...] = ()):
         self.directory, self.host, self.prefix = directory, host, prefix
@@ -86,14 +89,23 @@ class BrokerServer:
         self.stop()
         return False
 
-    says_ready: str
-
     def stop(self) -> None:
         """End it, at once: all connections are cut off."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(TIMEOUT)
             self._process = None
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Have it do nothing, and close nothing, within a block."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def restart(self) -> None:
         self.stop()
@@ -119,29 +131,31 @@ class NatsServer(BrokerServer):
 
 
 @contextlib.asynccontextmanager
-async def answering(answer: bytes | None, port: int = 0):
-    """A server that greets everybody, answers whatever comes with the same, and counts in `.met`.
+async def answering(answer: bytes | None):
+    """A server that greets everybody and answers whatever comes with the same; None: with nothing.
 
-    None never says a word.
+    Yields the server; `.port` is where it is, `.met` counts who came.
     """
+    talks = set()
 
-    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server.met += 1
+        talks.add(asyncio.current_task())
         try:
-            if answer is not None:
-                writer.write(answer)
-            while await reader.read(65536):
-                if answer is not None:
-                    writer.write(answer)
+            data = b"hello"
+            while data:
+                writer.write(answer or b"")
+                data = await reader.read(65536)
         except OSError:
             pass
         finally:
             writer.close()
 
-    server = await asyncio.start_server(meet, "127.0.0.1", port)
-    server.met = 0
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    server.met, server.port = 0, server.sockets[0].getsockname()[1]
     try:
         yield server
     finally:
         server.close()
+        await asyncio.gather(*talks)
         await server.wait_closed()

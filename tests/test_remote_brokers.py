@@ -1,0 +1,414 @@
+"""The bus's carriers over real servers of Redis and NATS: the same promises, tested on both."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import itertools
+import logging
+import os
+import threading
+
+import pytest
+from brokers import NatsServer, RedisServer, answering
+
+from pyloop import remote_broker
+from pyloop.errors import ConnectionClosed
+from pyloop.nats_broker import NatsBroker
+from pyloop.redis_broker import RedisBroker
+
+BROKERS = {RedisServer: RedisBroker, NatsServer: NatsBroker}
+KINDS = pytest.mark.parametrize("kind", BROKERS, ids=lambda kind: kind.scheme)
+NOBODY = "127.0.0.1:1"
+NONSENSE = [
+    b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    b"\xff" * 200_000,
+    b"+OK\r\n*3\r\n$8\r\npmessage\r\n:1\r\n*1\r\n:2\r\n",
+    b"+OK\r\n" * 5 + b"*3\r\n$10\r\npsubscribe\r\n$1\r\nx\r\n:1\r\n",
+    b"*1\r\n" * 5000,
+    b"INFO {}\r\nPONG\r\nMSG a\r\nMSG a b c d e f\r\n-ERR 'no'\r\n",
+    b"INFO [1]\r\nPONG\r\n",
+]
+_names = itertools.count()
+
+
+@pytest.fixture(scope="module", params=BROKERS, ids=lambda kind: kind.scheme)
+def server(request, tmp_path_factory):
+    with request.param(tmp_path_factory.mktemp(request.param.scheme)) as server:
+        yield server
+
+
+@pytest.fixture
+def own_server(request, tmp_path, kind):
+    with kind(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def url(server):
+    """The server's, with a namespace that nobody else has."""
+    return f"{server.url}?namespace=test-{os.getpid()}-{next(_names)}"
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(remote_broker, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(remote_broker, "_CLOSE_SECONDS", 0.01)
+
+
+@pytest.fixture
+def run(run):
+    """As everywhere; and at the end no task is left, as no fd is."""
+
+    async def leaving_none(coro):
+        await coro
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    return lambda coro: run(leaving_none(coro))
+
+
+class Hearing:
+    """A broker that is open, and what it was told. None in `heard` is a gap of unknown size."""
+
+    def __init__(self, url):
+        kind = RedisBroker if url.startswith("redis") else NatsBroker
+        self.broker = kind(url)
+        self.heard = []
+        self.new = asyncio.Event()
+        self.broker.open(self.hear, self.miss)
+
+    def hear(self, topic, message):
+        self.heard.append((topic, message))
+        self.new.set()
+
+    def miss(self, count):
+        self.heard.append(count)
+        self.new.set()
+
+    async def until(self, condition):
+        while not condition(self.heard):
+            self.new.clear()
+            await self.new.wait()
+
+    async def listen(self, *prefixes):
+        self.broker.listen(frozenset(prefixes))
+        await self.broker.ready()
+
+
+@contextlib.asynccontextmanager
+async def hearing(url, *prefixes):
+    """A broker that listens, if it is to, and is closed at the end."""
+    hearing = Hearing(url)
+    try:
+        if prefixes:
+            await hearing.listen(*prefixes)
+        yield hearing
+    finally:
+        await hearing.broker.close()
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def numbers(count):
+    return [b"%d" % number for number in range(count)]
+
+
+def logged(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "pyloop"]
+
+
+# ---- delivery ----
+
+
+def test_messages_of_threads_and_loops_reach_every_process_in_order(run, url):
+    async def main():
+        async with hearing(url, "") as one, hearing(url, "t") as other:
+            brokers = {"t.one": one.broker, "t.other": other.broker, "t.thread": one.broker}
+
+            def publish(topic):
+                for number in numbers(300):
+                    brokers[topic].publish(topic, number)
+
+            thread = threading.Thread(target=publish, args=["t.thread"])
+            thread.start()
+            publish("t.one")
+            publish("t.other")
+            for each in (one, other):
+                await each.until(lambda heard: len(heard) >= 900)
+                by_topic = collections.defaultdict(list)
+                for topic, message in each.heard:
+                    by_topic[topic].append(message)
+                assert by_topic == {topic: numbers(300) for topic in brokers}
+            thread.join()
+            assert one.broker.dropped == other.broker.dropped == 0
+
+    run(main())
+
+
+def test_only_topics_under_the_prefixes_arrive_whatever_is_in_them(run, url):
+    prefixes = ("a*", "b?", "[c]", "d\\", "é", "\ud800", "x y\r\n", "\0")
+    outside = ("", "a", "ab", "bb", "b", "c", "d", "e", "e\u0301", "x", "y", "A*")
+    message = bytes(range(256))
+
+    async def main():
+        async with hearing(url, *prefixes) as hears, hearing(url) as speaks:
+            inside = [prefix + rest for prefix in prefixes for rest in ("", "z", "\0*", ".b?>")]
+            for topic in (*outside, *inside):
+                speaks.broker.publish(topic, message)
+            await hears.until(lambda heard: len(heard) >= len(inside))
+            assert hears.heard == [(topic, message) for topic in inside]
+            assert speaks.heard == []
+            hears.heard.clear()
+            await hears.listen("")
+            await hears.listen("é")
+            speaks.broker.publish("e", b"")
+            speaks.broker.publish("é", b"")
+            await hears.until(lambda heard: heard)
+            assert hears.heard == [("é", b"")]
+
+    run(main())
+
+
+def test_prefixes_that_change_under_way_lose_and_double_nothing(run, url):
+    async def main():
+        async with hearing(url, "abc") as hears, hearing(url) as speaks:
+            count = itertools.count()
+            ended = False
+
+            async def speak():
+                while not ended:
+                    speaks.broker.publish("abcd", b"%d" % next(count))
+                    await asyncio.sleep(0)
+
+            task = asyncio.create_task(speak())
+            for prefix in ("ab", "a", "", "abcd", "abc", "a") * 5:
+                await hears.listen(prefix)
+            ended = True
+            await task
+            total = next(count)
+            await hears.until(lambda heard: len(heard) >= total)
+            assert hears.heard == [("abcd", number) for number in numbers(total)]
+
+    run(main())
+
+
+def test_message_of_another_namespace_or_program_is_not_heard(run, url):
+    async def main():
+        async with hearing(url, "") as hears, hearing(url + "x") as stranger:
+            stranger.broker.publish("t", b"strange")
+            strange = (b"\xff\xff", b"topics are UTF-8")
+            hears.broker._queue.append(strange)
+            hears.broker.publish("t", b"ours")
+            hears.broker._work.set()
+            await hears.until(lambda heard: heard)
+            assert hears.heard == [("t", b"ours")]
+
+    run(main())
+
+
+# ---- servers that come and go ----
+
+
+@KINDS
+def test_server_that_starts_late_is_waited_for_and_then_gets_what_was_queued(
+    run, kind, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO, "pyloop")
+
+    async def main():
+        with kind(tmp_path) as server:
+            server.stop()
+            async with hearing(server.url) as hears:
+                hears.broker.listen(frozenset(["t"]))
+                ready = asyncio.create_task(hears.broker.ready())
+                hears.broker.publish("t", b"early")
+                await until(lambda: logged(caplog))
+                assert not ready.done()
+                assert server.start()
+                await ready
+                await hears.until(lambda heard: heard)
+                assert hears.heard == [("t", b"early")]
+            trouble, connected = logged(caplog)
+            assert trouble.startswith(f"bus over {server.url}: ")
+            assert trouble.endswith("; trying again")
+            assert connected == f"bus over {server.url}: connected"
+
+    run(main())
+
+
+@KINDS
+def test_restart_of_the_server_is_told_once_before_what_comes_after_it(
+    run, kind, own_server, caplog
+):
+    async def main():
+        async with hearing(own_server.url, "t") as hears, hearing(own_server.url, "t") as other:
+            other.broker.publish("t", b"before")
+            for each in (hears, other):
+                await each.until(lambda heard: heard)
+            own_server.restart()
+            for each in (hears, other):
+                await each.until(lambda heard: len(heard) == 2)
+            other.broker.publish("t", b"after")
+            for each in (hears, other):
+                await each.until(lambda heard: len(heard) == 3)
+                assert each.heard == [("t", b"before"), None, ("t", b"after")]
+        again = f"bus over {own_server.url}: connected again; messages may be missed"
+        assert logged(caplog).count(again) == 2
+
+    run(main())
+
+
+def test_server_that_stands_still_is_given_up_and_its_messages_counted(
+    run, server, url, impatient, caplog
+):
+    async def main():
+        async with hearing(url, "t") as hears:
+            with server.standing_still():
+                hears.broker.publish("t", b"lost, or late")
+                await until(lambda: hears.broker.dropped == 1)
+            await hears.until(lambda heard: None in heard)
+            hears.broker.publish("t", b"after")
+            await hears.until(lambda heard: ("t", b"after") in heard)
+            assert hears.heard == [None, ("t", b"after")]
+        lost = "1 messages lost: the server was gone before it confirmed them"
+        assert f"bus over {server.url}: {lost}" in logged(caplog)
+        assert f"bus over {server.url}: the server does not answer; trying again" in logged(caplog)
+
+    run(main())
+
+
+def test_server_that_falls_silent_is_noticed_without_a_message(run, server, url, impatient):
+    async def main():
+        async with hearing(url, "t") as hears:
+            with server.standing_still():
+                await until(lambda: hears.broker._trouble)
+            await hears.until(lambda heard: heard == [None])
+
+    run(main())
+
+
+@KINDS
+def test_server_that_never_says_a_word_is_tried_again(run, kind, impatient, caplog):
+    async def main():
+        async with answering(None) as silent:
+            where = f"{kind.scheme}://127.0.0.1:{silent.port}"
+            async with hearing(where) as hears:
+                hears.broker.publish("t", b"")
+                await until(lambda: silent.met >= 2)
+            assert f"bus over {where}: the server does not answer; trying again" in logged(caplog)
+            assert hears.broker.dropped == 1
+
+    run(main())
+
+
+@KINDS
+def test_server_that_talks_nonsense_is_tried_again(run, kind, impatient):
+    async def meet(nonsense):
+        async with answering(nonsense) as server:
+            async with hearing(f"{kind.scheme}://127.0.0.1:{server.port}") as hears:
+                hears.broker.listen(frozenset(["t"]))
+                await until(lambda: server.met >= 4)  # two a session, over Redis
+                assert hears.heard == []
+
+    async def main():
+        await asyncio.gather(*map(meet, NONSENSE))
+
+    run(main())
+
+
+# ---- what is lost, and the end ----
+
+
+def test_full_queue_drops_the_oldest_and_says_so(run, url, monkeypatch, caplog):
+    monkeypatch.setattr(remote_broker, "QUEUE_BYTES", 10 * (200 + 1 + 1))
+
+    async def main():
+        async with hearing(url) as hears:
+            hears.broker.listen(frozenset(["t"]))
+            for number in range(30):
+                hears.broker.publish("t", b"%d" % (number % 10))
+            hears.broker.publish("t", b"!")
+            await hears.until(lambda heard: heard and heard[-1][1] == b"!")
+            assert [message for _, message in hears.heard] == [*numbers(10)[1:], b"!"]
+            assert hears.broker.dropped == 21
+        lost = "21 messages lost: more than 2020 bytes were waiting for the server"
+        assert [line.partition(": ")[2] for line in logged(caplog)] == [lost]
+
+    run(main())
+
+
+def test_losses_are_logged_once_a_second_and_none_is_left_out(
+    run, server, impatient, monkeypatch, caplog
+):
+    monkeypatch.setattr(remote_broker, "QUEUE_BYTES", 0)
+
+    async def main():
+        async with hearing(f"{server.scheme}://{NOBODY}") as hears:
+            for _ in range(3):
+                for _ in range(10):
+                    hears.broker.publish("t", b"")
+                await asyncio.sleep(0.01)
+        lines = [line for line in logged(caplog) if "lost" in line]
+        lost = "messages lost: more than 0 bytes were waiting for the server"
+        assert lines == [f"bus over {server.scheme}://{NOBODY}: {n} {lost}" for n in (10, 20)]
+
+    run(main())
+
+
+def test_close_sends_what_is_queued(run, url):
+    async def main():
+        async with hearing(url, "t") as hears:
+            speaks = Hearing(url)
+            await speaks.listen("t")
+            for number in numbers(500):
+                speaks.broker.publish("t", number)
+            await speaks.broker.close()
+            assert speaks.heard == []
+            await hears.until(lambda heard: len(heard) >= 500)
+            assert hears.heard == [("t", number) for number in numbers(500)]
+
+    run(main())
+
+
+@KINDS
+def test_close_without_a_server_gives_up_and_ends_those_who_wait(run, kind, impatient, caplog):
+    where = f"{kind.scheme}://{NOBODY}"
+
+    async def main():
+        broker = Hearing(where).broker
+        broker.listen(frozenset(["t"]))
+        ready = asyncio.create_task(broker.ready())
+        broker.publish("t", b"")
+        await until(lambda: logged(caplog))
+        await broker.close()
+        await broker.close()
+        for use in (ready, broker.ready()):
+            with pytest.raises(ConnectionClosed, match=f"^the bus over {where} is closed$"):
+                await use
+        with pytest.raises(ConnectionClosed, match=f"^the bus over {where} is closed$"):
+            broker.publish("t", b"")
+        lost = f"bus over {where}: 1 messages lost: closed before they could be sent"
+        assert logged(caplog)[-1] == lost
+
+    run(main())
+
+
+@KINDS
+def test_broker_that_is_not_open_here_refuses(run, kind):
+    where = f"{kind.scheme}://{NOBODY}"
+    expected = f"^the bus over {where} is not open in this process$"
+
+    async def main():
+        with pytest.raises(ConnectionClosed, match=expected):
+            BROKERS[kind](where).publish("t", b"")
+        async with hearing(where) as hears:
+            hears.broker._pid += 1  # as a forked child finds it
+            with pytest.raises(ConnectionClosed, match=expected):
+                hears.broker.publish("t", b"")
+            hears.broker._pid -= 1
+
+    run(main())
