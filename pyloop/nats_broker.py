@@ -160,5 +160,8 @@ class _NatsLink(Link):
     async def _confirm(self) -> None:
         """Wait for the answer to a ping: the server answers in order."""
         client: Any = self._client
+        await asyncio.sleep(0)
+        while client.pending_data_size:  # which the ping would overtake
+            await asyncio.sleep(0.001)
         # Where there is rtt, flush may return without an answer, if the connection broke.
         await getattr(client, "rtt", client.flush)(timeout=remote_broker.STALL_SECONDS)

@@ -20,6 +20,9 @@ from pathlib import Path
 
 import pytest
 
+from pyloop.nats_broker import NatsBroker
+from pyloop.redis_broker import RedisBroker
+
 TIMEOUT = 60.0
 
 
@@ -130,6 +133,13 @@ class NatsServer(BrokerServer):
         return ["--addr", self.host, "--port", str(self.port)]
 
 
+BROKERS = {RedisServer: RedisBroker, NatsServer: NatsBroker}
+
+
+def broker_of(url):
+    return (RedisBroker if url.startswith("redis") else NatsBroker)(url)
+
+
 @contextlib.asynccontextmanager
 async def answering(answer: bytes | None):
     """A server that greets everybody and answers whatever comes with the same; None: with nothing.
@@ -159,3 +169,61 @@ async def answering(answer: bytes | None):
         server.close()
         await asyncio.gather(*talks)
         await server.wait_closed()
+
+
+class Hearing:
+    """A broker that is open, and what it was told. None in `heard` is a gap of unknown size."""
+
+    def __init__(self, url):
+        self.broker = broker_of(url)
+        self.heard = []
+        self.new = asyncio.Event()
+        self.broker.open(self.hear, self.miss)
+
+    def hear(self, topic, message):
+        self.heard.append((topic, message))
+        self.new.set()
+
+    def miss(self, count):
+        self.heard.append(count)
+        self.new.set()
+
+    async def until(self, condition):
+        while not condition(self.heard):
+            self.new.clear()
+            await self.new.wait()
+
+    async def listen(self, *prefixes):
+        self.broker.listen(frozenset(prefixes))
+        await self.broker.ready()
+
+
+@contextlib.asynccontextmanager
+async def hearing(url, *prefixes):
+    """A broker that listens, if it is to, and is closed at the end."""
+    hearing = Hearing(url)
+    try:
+        if prefixes:
+            await hearing.listen(*prefixes)
+        yield hearing
+    finally:
+        await hearing.broker.close()
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def numbers(count):
+    return [b"%d" % number for number in range(count)]
+
+
+def logged(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "pyloop"]
+
+
+async def leaving_no_task(coro):
+    """Await something, after which no task is left."""
+    await coro
+    assert asyncio.all_tasks() == {asyncio.current_task()}
