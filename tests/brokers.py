@@ -121,7 +121,8 @@ class RedisServer(BrokerServer):
     says_ready = "Ready to accept connections"
 
     def arguments(self) -> list[str]:
-        return ["--port", str(self.port), "--bind", self.host, "--save", "", "--appendonly", "no"]
+        where = ["--bind", self.host, "--port", str(self.port), "--protected-mode", "no"]
+        return [*where, "--save", "", "--appendonly", "no"]
 
 
 class NatsServer(BrokerServer):
