@@ -22,21 +22,13 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from pyloop import remote_broker
-from pyloop.errors import ExtraMissingError
-from pyloop.remote_broker import Item, Link, RemoteBroker, abort, take_namespace
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import MaxPayloadError, NoServersError
 
-try:
-    from nats.aio.client import Client
-    from nats.aio.msg import Msg
-    from nats.aio.subscription import Subscription
-    from nats.errors import MaxPayloadError, NoServersError
-except ModuleNotFoundError as exc:
-    if (exc.name or "").split(".")[0] != "nats":
-        raise
-    raise ExtraMissingError(
-        'a bus over NATS needs nats-py: pip install "pyloop-io[nats]"'
-    ) from None
+from pyloop import remote_broker
+from pyloop.remote_broker import Item, Link, RemoteBroker, abort, take_namespace
 
 __all__ = ["NatsBroker"]
 

@@ -17,21 +17,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pyloop import remote_broker
-from pyloop.errors import ExtraMissingError
-from pyloop.remote_broker import Item, Link, RemoteBroker, abort, take_namespace
+from redis.asyncio.connection import Connection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
 
-try:
-    from redis.asyncio.connection import Connection, parse_url
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
-    from redis.exceptions import RedisError, ResponseError
-except ModuleNotFoundError as exc:
-    if (exc.name or "").split(".")[0] != "redis":
-        raise
-    raise ExtraMissingError(
-        'a bus over Redis needs redis-py: pip install "pyloop-io[redis]"'
-    ) from None
+from pyloop import remote_broker
+from pyloop.remote_broker import Item, Link, RemoteBroker, abort, take_namespace
 
 __all__ = ["RedisBroker"]
 
@@ -42,8 +34,8 @@ class RedisBroker(RemoteBroker):
     """A Broker over one Redis server.
 
     Args:
-        url: "redis://[[user]:password@]host[:port][/db]", rediss:// or unix:// as redis-py takes
-            them, with its options; `?namespace=NAME` is the start of all channels, "pyloop".
+        url: "redis://[[user]:password@]host[:port]", rediss:// for TLS, or unix://, as redis-py
+            takes them, with its options; `?namespace=NAME` begins all channels, "pyloop".
 
     Raises:
         ValueError: the URL is malformed.
@@ -56,12 +48,12 @@ class RedisBroker(RemoteBroker):
         try:
             self._options: dict[str, Any] = dict(parse_url(bare))
             self._connect_by = self._options.pop("connection_class", Connection)
-            self.connection(None)
+            self.connection()
         except (TypeError, ValueError, RedisError) as exc:
             raise ValueError(f"url {self._where}: {exc}") from None
 
-    def connection(self, timeout: float | None) -> Any:
-        """Return a connection that is not connected yet, and raises what goes wrong at once."""
+    def connection(self) -> Any:
+        """Return one that is not connected yet. Time-outs are for whoever uses it."""
         ours = {
             "decode_responses": False,
             "health_check_interval": 0,
@@ -69,7 +61,7 @@ class RedisBroker(RemoteBroker):
             "retry": Retry(NoBackoff(), 0),
             "retry_on_timeout": False,
             "socket_connect_timeout": remote_broker.STALL_SECONDS,
-            "socket_timeout": timeout,
+            "socket_timeout": None,
         }
         return self._connect_by(**{**self._options, **ours})
 
@@ -86,8 +78,8 @@ class _RedisLink(Link):
         lose: Callable[[int, str], None],
     ) -> None:
         self._channels, self._deliver, self._lose = channels, deliver, lose
-        self._listener = broker.connection(None)
-        self._publisher = broker.connection(remote_broker.STALL_SECONDS)
+        self._listener = broker.connection()
+        self._publisher = broker.connection()
         self._publishing = asyncio.Lock()
         self._in_force: dict[bytes, bytes] = {}  # patterns and their prefixes, of channels
         self._asked: dict[bytes, bytes] = {}
@@ -126,8 +118,9 @@ class _RedisLink(Link):
             if not self._is_alive:
                 raise TimeoutError
             self._is_alive = False
-            await self._listener.send_command("PING", check_health=False)
-            await self.send(deque())
+            async with asyncio.timeout(remote_broker.STALL_SECONDS):
+                await self._listener.send_command("PING", check_health=False)
+                await self.send(deque())
 
     def _receive(self, kind: bytes, pattern: bytes, *rest: bytes) -> None:
         if kind == b"pmessage":

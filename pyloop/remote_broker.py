@@ -315,13 +315,15 @@ def take_namespace(url: str) -> tuple[str, str]:
 
 def abort(writer: asyncio.StreamWriter | None) -> None:
     """Close now: a peer that does not read would keep a closed one, and what it has to send."""
-    if writer is not None:
-        try:
-            # For all: a child that was forked has the socket too.
-            writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
-        writer.transport.abort()
+    if writer is None:
+        return
+    sock = writer.get_extra_info("socket")
+    try:
+        if sock is not None:
+            sock.shutdown(socket.SHUT_RDWR)  # for all: a forked child has the socket too
+    except OSError:
+        pass
+    writer.transport.abort()
 
 
 def _bytes_of(item: Item) -> int:

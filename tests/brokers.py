@@ -47,9 +47,14 @@ class BrokerServer:
     @classmethod
     def require(cls) -> None:
         """Skip the test, with the reason, where there is no such server; fail in CI."""
-        if shutil.which(cls.program) is None:
+        if cls.path() is None:
             assert "PYLOOP_CI" not in os.environ, f"{cls.program} is missing"
             pytest.skip(f"{cls.program} is not installed")
+
+    @classmethod
+    def path(cls) -> str | None:
+        """Where it is: some are only in root's PATH."""
+        return shutil.which(cls.program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 
     def arguments(self) -> list[str]:
         raise NotImplementedError
@@ -78,7 +83,7 @@ class BrokerServer:
         """Start it, wait until it accepts. Returns whether it does."""
         with open(self.directory / "log", "w") as log:
             self._process = subprocess.Popen(
-                [*self.prefix, self.program, *self.arguments()],
+                [*self.prefix, str(self.path()), *self.arguments()],
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

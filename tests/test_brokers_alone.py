@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import sys
 
 import pytest
 from brokers import BROKERS, Hearing, answering, broker_of, hearing, leaving_no_task, logged, until
 
 from pyloop import remote_broker
-from pyloop.errors import ConnectionClosed, ExtraMissingError
+from pyloop.errors import ConnectionClosed
 
 KINDS = pytest.mark.parametrize("kind", BROKERS, ids=lambda kind: kind.scheme)
 NOBODY = "127.0.0.1:1"
@@ -162,19 +160,3 @@ def test_password_is_not_logged(run, kind, impatient, caplog):
         assert "secret" not in caplog.text
 
     run(main())
-
-
-@pytest.mark.parametrize(
-    ("module", "package", "message"),
-    [
-        ("redis_broker", "redis", "a bus over Redis needs redis-py: pip install"),
-        ("nats_broker", "nats", "a bus over NATS needs nats-py: pip install"),
-    ],
-)
-def test_missing_client_library_names_the_extra(monkeypatch, module, package, message):
-    for name in [name for name in sys.modules if name.split(".")[0] == package]:
-        monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, f"pyloop.{module}")
-    with pytest.raises(ExtraMissingError) as caught:
-        importlib.import_module(f"pyloop.{module}")
-    assert str(caught.value) == f'{message} "pyloop-io[{package}]"'
