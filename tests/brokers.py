@@ -130,6 +130,18 @@ class RedisServer(BrokerServer):
         return [*where, "--save", "", "--appendonly", "no"]
 
 
+class SecureRedisServer(RedisServer):
+    """By TLS only, with a password: "word"; server.pem is in its directory."""
+
+    scheme = "rediss"
+
+    def arguments(self) -> list[str]:
+        tls = {"port": str(self.port), "auth-clients": "no"}
+        tls |= {"cert-file": "server.pem", "key-file": "server.pem", "ca-cert-file": "server.pem"}
+        options = [word for name, value in tls.items() for word in (f"--tls-{name}", value)]
+        return [*super().arguments(), "--port", "0", "--requirepass", "word", *options]
+
+
 class NatsServer(BrokerServer):
     program = "nats-server"
     scheme = "nats"

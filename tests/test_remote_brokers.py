@@ -10,7 +10,20 @@ import os
 import threading
 
 import pytest
-from brokers import BROKERS, Hearing, hearing, leaving_no_task, logged, numbers, until
+import trustme
+from brokers import (
+    BROKERS,
+    Hearing,
+    NatsServer,
+    RedisServer,
+    SecureRedisServer,
+    broker_of,
+    hearing,
+    leaving_no_task,
+    logged,
+    numbers,
+    until,
+)
 
 from pyloop import remote_broker
 
@@ -168,21 +181,36 @@ def test_server_that_starts_late_is_waited_for_and_then_gets_what_was_queued(
 
 
 @KINDS
-def test_restart_of_the_server_is_told_once_before_what_comes_after_it(
+def test_restart_of_the_server_is_told_where_the_gap_is_and_doubles_nothing(
     run, kind, own_server, caplog
 ):
     async def main():
-        async with hearing(own_server.url, "t") as hears, hearing(own_server.url, "t") as other:
-            other.broker.publish("t", b"before")
-            for each in (hears, other):
-                await each.until(lambda heard: heard)
-            own_server.restart()
-            for each in (hears, other):
-                await each.until(lambda heard: len(heard) == 2)
-            other.broker.publish("t", b"after")
-            for each in (hears, other):
-                await each.until(lambda heard: len(heard) == 3)
-                assert each.heard == [("t", b"before"), None, ("t", b"after")]
+        async with hearing(own_server.url, "t") as hears, hearing(own_server.url, "t") as speaks:
+            count = itertools.count()
+            ended = False
+
+            async def speak():
+                while not ended:
+                    speaks.broker.publish("t", b"%d" % next(count))
+                    await asyncio.sleep(0.001)
+
+            task = asyncio.create_task(speak())
+            for each in (hears, speaks):
+                await each.until(lambda heard: len(heard) >= 10)
+            await asyncio.to_thread(own_server.restart)
+            for each in (hears, speaks):
+                await each.until(lambda heard: heard.count(None) == 1 and heard[-1] is not None)
+            ended = True
+            await task
+            last = ("t", b"%d" % (next(count) - 1))
+            for each in (hears, speaks):
+                await each.until(lambda heard: heard[-1] == last)
+                gap = each.heard.index(None)
+                before = [int(message) for _, message in each.heard[:gap]]
+                after = [int(message) for _, message in each.heard[gap + 1 :]]
+                assert before == list(range(len(before)))
+                assert after == list(range(after[0], int(last[1]) + 1))
+                assert after[0] >= len(before)
         again = f"bus over {own_server.url}: connected again; messages may be missed"
         assert logged(caplog).count(again) == 2
 
@@ -257,10 +285,8 @@ def test_close_sends_what_is_queued(run, url):
 # ---- what a server refuses ----
 
 
+@pytest.mark.parametrize("server", [NatsServer], indirect=True, ids=["nats"])
 def test_message_over_the_limit_of_nats_is_lost_alone(run, url, caplog):
-    if url.startswith("redis"):
-        pytest.skip("Redis has none that a bus could reach")
-
     async def main():
         async with hearing(url, "t") as hears:
             largest = bytes(hears.broker.max_message - 1)
@@ -270,5 +296,49 @@ def test_message_over_the_limit_of_nats_is_lost_alone(run, url, caplog):
             assert hears.heard == [("t", largest), ("t", b"next")]
         lost = "1 messages lost: the server takes no more than 1048576 bytes"
         assert [line.partition(": ")[2] for line in logged(caplog)] == [lost]
+
+    run(main())
+
+
+@pytest.mark.parametrize("server", [RedisServer], indirect=True, ids=["redis"])
+def test_message_to_a_channel_that_redis_forbids_is_lost_alone(run, server, url, caplog):
+    channels = f"&{url.partition('=')[2]}:t*"
+
+    async def main():
+        admin = broker_of(url).connection()
+        rights = ("on", "nopass", "+@all", "resetchannels", channels)
+        await admin.send_command("ACL", "SETUSER", "narrow", *rights)
+        assert await admin.read_response() == b"OK"
+        await admin.disconnect()
+        async with hearing(url.replace("//", "//narrow:word@"), "t") as hears:
+            largest = bytes(hears.broker.max_message - 1)
+            for topic, message in (("t", largest), ("x", b""), ("t", b"next")):
+                hears.broker.publish(topic, message)
+            await hears.until(lambda heard: len(heard) == 2)
+            assert hears.heard == [("t", largest), ("t", b"next")]
+        (line,) = logged(caplog)
+        assert line.startswith(f"bus over {server.url}: 1 messages lost: the server refused them: ")
+
+    run(main())
+
+
+def test_tls_and_a_password_take_no_more_than_the_url(run, tmp_path):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(
+        tmp_path / "server.pem"
+    )
+
+    async def main():
+        with SecureRedisServer(tmp_path) as server:
+            where = server.url.replace("//", "//:word@")
+            async with hearing(f"{where}?ssl_ca_certs={tmp_path / 'ca.pem'}", "t") as hears:
+                hears.broker.publish("t", b"secret")
+                await hears.until(lambda heard: heard)
+                server.restart()
+                await hears.until(lambda heard: None in heard)
+                hears.broker.publish("t", b"again")
+                await hears.until(lambda heard: len(heard) == 3)
+                assert hears.heard == [("t", b"secret"), None, ("t", b"again")]
 
     run(main())
