@@ -251,7 +251,7 @@ class RemoteBroker(Broker, ABC):
                 batch.append(self._queue.popleft())
                 size += _bytes_of(batch[-1])
             self._queue_bytes -= size
-            if not self._queue and not self._closed:
+            if not self._queue:
                 self._work.clear()
         return batch
 

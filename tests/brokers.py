@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -159,21 +159,23 @@ def broker_of(url):
 
 
 @contextlib.asynccontextmanager
-async def answering(answer: bytes | None):
-    """A server that greets everybody and answers whatever comes with the same; None: with nothing.
+async def answering(answer: bytes | Callable[[int, bytes], bytes]):
+    """A server that answers everybody and everything alike, and so greets too; or as it is told.
 
-    Yields the server; `.port` is where it is, `.met` counts who came.
+    Yields the server; `.port` is where it is, `.met` counts who came. A function as the answer is
+    given the number of the connection, from 1, and what came.
     """
     talks = set()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server.met += 1
+        number = server.met
         talks.add(asyncio.current_task())
         try:
-            data = b"hello"
-            while data:
-                writer.write(answer or b"")
-                data = await reader.read(65536)
+            if not callable(answer):
+                writer.write(answer)
+            while data := await reader.read(65536):
+                writer.write(answer(number, data) if callable(answer) else answer)
         except OSError:
             pass
         finally:

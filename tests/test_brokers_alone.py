@@ -41,7 +41,7 @@ def impatient(monkeypatch):
 @KINDS
 def test_server_that_never_says_a_word_is_tried_again(run, kind, impatient, caplog):
     async def main():
-        async with answering(None) as silent:
+        async with answering(b"") as silent:
             where = f"{kind.scheme}://127.0.0.1:{silent.port}"
             async with hearing(where) as hears:
                 hears.broker.publish("t", b"")
@@ -63,6 +63,24 @@ def test_server_that_talks_nonsense_is_tried_again(run, kind, impatient):
 
     async def main():
         await asyncio.gather(*map(meet, NONSENSE))
+
+    run(main())
+
+
+def test_redis_connection_that_only_listens_is_missed_when_it_goes_silent(run, impatient):
+    """As behind a gateway that has forgotten it: the other one is well."""
+
+    def answer(number, data):
+        if b"PSUBSCRIBE" in data:
+            return b"*3\r\n$10\r\npsubscribe\r\n$9\r\npyloop:t*\r\n:1\r\n"
+        if b"PING" in data:
+            return b"+PONG\r\n" if number % 2 == 0 else b""
+        return b"+OK\r\n" * data.count(b"SETINFO")
+
+    async def main():
+        async with answering(answer) as server:
+            async with hearing(f"redis://127.0.0.1:{server.port}", "t") as hears:
+                await hears.until(lambda heard: heard == [None])
 
     run(main())
 
