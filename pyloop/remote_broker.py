@@ -117,7 +117,7 @@ class RemoteBroker(Broker, ABC):
         item = topic.encode("utf-8", "surrogatepass"), message
         dropped = 0
         with self._lock:
-            if self._closed:
+            if self._closed or self._loop.is_closed():
                 raise ConnectionClosed(f"the bus over {self._where} is closed")
             is_first = not self._queue
             self._queue.append(item)
@@ -151,25 +151,41 @@ class RemoteBroker(Broker, ABC):
         """Send what is queued for at most a second, and disconnect."""
         if self._pid != os.getpid() or self._ended:
             return
+        self._shut()
+        try:
+            if self._queue or self._unconfirmed:
+                await asyncio.wait([self._task], timeout=_CLOSE_SECONDS)
+        finally:
+            self._end()
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._report()
+
+    def _shut(self) -> None:
+        """Take no more from the program and tell it no more; end those who wait."""
         with self._lock:
             self._closed = True
         self._is_hearing = False
         self._settled.set()
         self._work.set()
-        try:
-            if self._queue or self._unconfirmed:
-                await asyncio.wait([self._task], timeout=_CLOSE_SECONDS)
-        finally:
-            self._ended = True
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._lose(len(self._queue), "closed before they could be sent")
-            self._queue.clear()
-            self._report()
+
+    def _end(self) -> None:
+        """Try no more."""
+        self._shut()
+        self._ended = True
+        self._lose(len(self._queue), "closed before they could be sent")
+        self._queue.clear()
 
     # ---- sessions ----
 
     async def _run(self) -> None:
+        try:
+            await self._live()
+        finally:
+            self._end()  # if it was not `close`, somebody ends all tasks of the loop
+            self._report()
+
+    async def _live(self) -> None:
         pause = _FIRST_PAUSE
         while not self._ended:
             began = self._loop.time()
@@ -294,7 +310,7 @@ class RemoteBroker(Broker, ABC):
         try:
             self._loop.call_soon_threadsafe(callback)
         except RuntimeError:
-            raise ConnectionClosed(f"the loop of the bus over {self._where} is closed") from None
+            raise ConnectionClosed(f"the bus over {self._where} is closed") from None
 
 
 def take_namespace(url: str) -> tuple[str, str]:

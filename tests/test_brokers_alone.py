@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from brokers import BROKERS, Hearing, answering, broker_of, hearing, leaving_no_task, logged, until
 
+import pyloop
 from pyloop import remote_broker
 from pyloop.errors import ConnectionClosed
 
@@ -128,6 +129,24 @@ def test_close_without_a_server_gives_up_and_ends_those_who_wait(run, kind, impa
         assert logged(caplog)[-1] == lost
 
     run(main())
+
+
+@KINDS
+def test_broker_whose_loop_ended_without_close_counts_and_refuses(kind, backend, caplog):
+    where = f"{kind.scheme}://{NOBODY}"
+
+    async def main():
+        broker = Hearing(where).broker
+        broker.publish("t", b"")
+        await until(lambda: logged(caplog))
+        return broker
+
+    with asyncio.Runner(loop_factory=lambda: pyloop.new_event_loop(backend)) as runner:
+        broker = runner.run(main())
+    lost = f"bus over {where}: 1 messages lost: closed before they could be sent"
+    assert logged(caplog)[1:] == [lost]
+    with pytest.raises(ConnectionClosed, match=f"^the bus over {where} is closed$"):
+        broker.publish("t", b"")
 
 
 @KINDS
