@@ -33,6 +33,7 @@ from pyloop.remote_broker import Item, Link, RemoteBroker, abort, take_namespace
 __all__ = ["NatsBroker"]
 
 _SIZE_BYTES = 4
+_CLOSE_SECONDS = 0.5
 _PENDING_BYTES = 8 << 20
 """More than a batch: nats-py loses a cancellation while it waits for room."""
 
@@ -101,16 +102,24 @@ class _NatsLink(Link):
     async def close(self) -> None:
         transport = getattr(self._client, "_transport", None)
         try:
-            async with asyncio.timeout(0.5):
-                if self._subscription is not None:
-                    await self._subscription.unsubscribe()
+            async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._client.close()
         except Exception:  # it is gone, and how is of no interest any more
             pass
         finally:
             abort(getattr(transport, "_io_writer", None))
-        for _ in range(2):
-            await asyncio.sleep(0)  # in which its tasks and its transport end
+            await self._end_tasks()
+
+    async def _end_tasks(self) -> None:
+        """When the server is gone in the middle of something, nats-py leaves its tasks behind."""
+        names = ("_reading_task", "_flusher_task", "_ping_interval_task")
+        tasks = [getattr(self._client, name, None) for name in names]
+        tasks.append(getattr(self._subscription, "_wait_for_msgs_task", None))
+        for task in filter(None, tasks):
+            task.cancel()
+            await asyncio.wait([task], timeout=_CLOSE_SECONDS)
+            if task.done() and not task.cancelled():
+                task.exception()  # which nobody else looks at
 
     async def _failed(self, exc: Exception) -> None:
         if not self._broken.done():

@@ -16,6 +16,7 @@ What the server is called and how it speaks is for redis_broker.py and nats_brok
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import re
@@ -44,6 +45,7 @@ _BATCH_BYTES = 256 << 10
 _CLOSE_SECONDS = 1.0
 _REPORT_SECONDS = 1.0
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0
+_STABLE_SECONDS = 1.0  # a session that was well for so long ends the doubling of the pause
 _NAMESPACE = re.compile("[A-Za-z0-9_-]{1,64}")
 
 
@@ -188,13 +190,13 @@ class RemoteBroker(Broker, ABC):
     async def _live(self) -> None:
         pause = _FIRST_PAUSE
         while not self._ended:
-            began = self._loop.time()
+            self._hearing_since = math.inf
             if not (trouble := await self._session()):
                 return
             if trouble != self._trouble:
                 self._trouble = trouble
                 log.warning("bus over %s: %s; trying again", self._where, trouble)
-            if self._loop.time() - began > _LAST_PAUSE:
+            if self._loop.time() - self._hearing_since > _STABLE_SECONDS:
                 pause = _FIRST_PAUSE
             if not self._ended:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # all of a server's clients
@@ -237,6 +239,7 @@ class RemoteBroker(Broker, ABC):
     def _begin_to_hear(self) -> None:
         """All is in force again; what came earlier in this session counts as missed."""
         self._is_hearing = True
+        self._hearing_since = self._loop.time()
         self._trouble = ""
         if self._was_hearing:
             log.warning("bus over %s: connected again; messages may be missed", self._where)
