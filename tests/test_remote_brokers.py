@@ -218,13 +218,14 @@ def test_restart_of_the_server_is_told_where_the_gap_is_and_doubles_nothing(
 
 
 def test_server_that_stands_still_is_given_up_and_its_messages_counted(
-    run, server, url, impatient, caplog
+    run, server, url, impatient, monkeypatch, caplog
 ):
     async def main():
         async with hearing(url, "t") as hears:
             with server.standing_still():
                 hears.broker.publish("t", b"lost, or late")
                 await until(lambda: hears.broker.dropped == 1)
+                monkeypatch.setattr(remote_broker, "STALL_SECONDS", 30.0)
             await hears.until(lambda heard: None in heard)
             hears.broker.publish("t", b"after")
             await hears.until(lambda heard: ("t", b"after") in heard)
