@@ -104,6 +104,11 @@ build/asan/test_%: tests/c/test_%.c $(ASAN_OBJECTS)
 	@mkdir -p $(@D)
 	@$(CC) $(SAN) -MMD -MP -MF $@.d $< $(ASAN_OBJECTS) $(WRAP) -o $@
 
+# The file that the test is named for, with its steps marked: the test kills a process at each.
+build/asan/test_%_steps: tests/c/test_%_steps.c csrc/%.c $(ASAN_OBJECTS)
+	@mkdir -p $(@D)
+	@$(CC) $(SAN) -DPL_STEPS $(filter %.c,$^) $(filter-out build/asan/$*.o,$(ASAN_OBJECTS)) $(WRAP) -o $@
+
 # libFuzzer where there is clang; else the program drives itself.
 build/fuzz/fuzz_%: tests/c/fuzz_%.c $(C_SOURCES) $(wildcard csrc/*.h tests/c/*.h)
 	@mkdir -p $(@D)

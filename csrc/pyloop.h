@@ -25,6 +25,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "pyloop_feed.h"
 #include "pyloop_memory.h"
 #include "pyloop_page.h"
 #include "pyloop_parts.h"
