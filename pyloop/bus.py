@@ -233,6 +233,11 @@ class Bus:
             raise RuntimeError(f"Bus.{what}(): the bus is in use on another event loop")
         return self._broker
 
+    def _started(self) -> None:
+        """A server has started on this loop: from now on its threads may publish."""
+        if not self._is_local:
+            self._begin("publish")
+
     def _forget(self) -> None:
         """Begin anew, in a forked child or after a loop: what was opened is gone."""
         if self._broker is not None and self._loop is not None:
