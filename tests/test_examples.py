@@ -47,6 +47,10 @@ class Example:
     def interrupt(self) -> tuple[int, str, str]:
         """Ctrl-C: exit status, the rest of its output, its errors."""
         self.process.send_signal(signal.SIGINT)
+        return self.finish()
+
+    def finish(self) -> tuple[int, str, str]:
+        """Wait for its end; the same."""
         assert self.process.stdout
         assert self.process.stderr
         out, err = self.process.stdout.read(), self.process.stderr.read()
