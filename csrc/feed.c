@@ -21,6 +21,7 @@
 
 #include "pyloop.h"
 #include "region.h"
+#include "step.h"
 
 #define KIND 0x64656566u
 #define VERSION 1u
@@ -30,14 +31,6 @@
 #define WAITING (REGION_LINE + 24)
 #define DATA (2 * REGION_LINE)
 #define HEAD sizeof(struct pl_feed_record)
-
-/* Tests build it with PL_STEPS, and have a process killed at each of these. */
-#ifdef PL_STEPS
-void feed_step(int number);
-#define FEED_STEP(number) feed_step(number)
-#else
-#define FEED_STEP(number) ((void)0)
-#endif
 
 struct pl_feed {
     struct region region;
@@ -177,7 +170,7 @@ static int begin(struct pl_feed *feed, struct state *state)
     int rc = region_enter(region);
     if (rc < 0 || (rc = region_lock(region, 0, deadline_of(PL_FEED_PATIENCE_NS))) < 0)
         return rc;
-    FEED_STEP(0);
+    STEP();
     rc = region_read(region, TAIL, state, sizeof *state);
     if (rc == 0 && !is_sound(feed, state))
         rc = PL_E_CORRUPT;
@@ -224,7 +217,7 @@ static int write_record(struct pl_feed *feed, uint64_t tail, struct pl_feed_reco
     if ((rc = copy_in(feed, tail, head, HEAD)) < 0 ||
         (rc = copy_in(feed, tail + HEAD, topic, head->topic_len)) < 0)
         return rc;
-    FEED_STEP(2);
+    STEP();
     if ((rc = copy_in(feed, tail + HEAD + head->topic_len, message, head->message_len)) < 0)
         return rc;
     return copy_in(feed, tail + size_of(head), &next, HEAD);
@@ -233,7 +226,7 @@ static int write_record(struct pl_feed *feed, uint64_t tail, struct pl_feed_reco
 static int wake_readers(struct pl_feed *feed)
 {
     int rc = region_ring(&feed->region);
-    FEED_STEP(4);
+    STEP();
     return rc < 0 ? rc : store(feed, WAITING, 0);
 }
 
@@ -249,15 +242,15 @@ int pl_feed_publish(struct pl_feed *feed, const uint8_t *topic, size_t topic_len
         return rc;
     if ((rc = make_room(feed, &state, size_of(&head))) < 0)
         return end(feed, rc);
-    FEED_STEP(1);
+    STEP();
     if ((rc = write_record(feed, state.tail, &head, topic, message)) < 0)
         return end(feed, rc);
-    FEED_STEP(3);
+    STEP();
     if (state.waiting && (rc = wake_readers(feed)) < 0)
         return end(feed, rc);
-    FEED_STEP(5);
+    STEP();
     rc = store(feed, TAIL, state.tail + size_of(&head));
-    FEED_STEP(6);
+    STEP();
     return end(feed, rc);
 }
 
@@ -331,10 +324,10 @@ int64_t pl_feed_read(struct pl_feed *feed, struct pl_feed_cursor *cursor, uint8_
     if (n < 0)
         return n;
     n = copy_new(feed, &state, cursor, to, len);
-    FEED_STEP(7);
+    STEP();
     if (n == 0 && cursor->position == state.tail && !state.waiting)
         n = store(feed, WAITING, 1);
-    FEED_STEP(8);
+    STEP();
     region_unlock(&feed->region, 0);
     if (n < 0 || cursor->position == state.tail)
         return n;
@@ -344,7 +337,7 @@ int64_t pl_feed_read(struct pl_feed *feed, struct pl_feed_cursor *cursor, uint8_
 int pl_feed_watch(struct pl_feed *feed)
 {
     int rc = region_enter(&feed->region);
-    return rc < 0 ? rc : region_watch(&feed->region);
+    return rc < 0 ? rc : region_latch(&feed->region);
 }
 
-void pl_feed_quiet(struct pl_feed *feed) { region_quiet(&feed->region); }
+void pl_feed_quiet(int watch) { (void)region_wait(watch, 0); }

@@ -241,6 +241,8 @@ class Bus:
     def _forget(self) -> None:
         """Begin anew, in a forked child or after a loop: what was opened is gone."""
         if self._broker is not None and self._loop is not None:
+            if isinstance(self._broker, ShmBroker):
+                self._broker.forget()
             self._broker = self._new_broker()
         self._loop = None
         self._subscriptions = ()

@@ -23,6 +23,8 @@ __all__ = ["Feed", "ShmBroker"]
 
 _HEAD = struct.Struct("=QII")  # struct pl_feed_record
 _READ_BYTES = 64 * 1024
+_READS = 16
+"""In one turn of the loop, so that it reads more than its own handlers publish in a turn."""
 _RETRY_SECONDS = 0.1
 _feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
 
@@ -64,7 +66,8 @@ class Feed:
             raise ValueError(f"shm://{name}: {exc}") from None
         except OSError as exc:
             if exc.errno == errno.EINVAL:
-                raise ValueError(f"shm://{name}: expected a name of 1 to 200 bytes") from None
+                what = 'expected a name of 1 to 200 bytes that does not end in ".bell"'
+                raise ValueError(f"shm://{name}: {what}") from None
             what = f"cannot share {capacity} bytes of memory as shm://{name}: {exc.strerror}"
             raise OSError(exc.errno, what) from None
         return cls(where[0], name)
@@ -114,12 +117,8 @@ class Feed:
         return int(lib.pl_feed_read(self._ptr, cursor, copy, size))
 
     def watch(self) -> int:
-        """Return the fd that is readable when there is something to read."""
+        """Return an fd, the caller's, that is readable when there is something to read."""
         return check(lib.pl_feed_watch(self._ptr))
-
-    def quiet(self) -> None:
-        """Make that fd unreadable."""
-        lib.pl_feed_quiet(self._ptr)
 
     def _forked(self) -> None:
         rc = lib.pl_feed_forked(self._ptr)
@@ -152,9 +151,14 @@ class ShmBroker(Broker):
         self._room = max(_READ_BYTES, record)
         self._copy = ffi.new("uint8_t[]", self._room)
         self._fd = self._feed.watch()
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._fd, self._rung)
-        self._again = self._loop.call_soon(self._read)  # which arms the bell
+        loop = asyncio.get_running_loop()
+        try:
+            loop.add_reader(self._fd, self._rung)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._loop = loop
+        self._again = loop.call_soon(self._read)  # which arms the bell
 
     def publish(self, topic: str, message: bytes) -> None:
         self._feed.publish(topic.encode(), message)
@@ -168,33 +172,48 @@ class ShmBroker(Broker):
     async def close(self) -> None:
         self._stop()
 
+    def forget(self) -> None:
+        """Let go after a fork, or after the loop: there is nothing to take back from it."""
+        if self._loop is not None:
+            os.close(self._fd)
+            self._loop = None
+
     def _stop(self) -> None:
         if self._loop is not None:
             self._loop.remove_reader(self._fd)
-            self._loop = None
+        self.forget()
         if self._again is not None:
             self._again.cancel()
             self._again = None
 
     def _rung(self) -> None:
-        self._feed.quiet()
+        lib.pl_feed_quiet(self._fd)
         if self._again is None:
             self._read()
 
     def _read(self) -> None:
         """Deliver some, and come again, after others had their turn; if there is nothing, wait."""
-        assert self._loop is not None
         self._again = None
-        size = self._feed.read(self._cursor, self._copy, _READ_BYTES)
-        if size == -errno.EMSGSIZE:
-            size = self._feed.read(self._cursor, self._copy, self._room)
-        if size > 0:
-            self._again = self._loop.call_soon(self._read)
+        for _ in range(_READS):
+            size = self._feed.read(self._cursor, self._copy, _READ_BYTES)
+            if size == -errno.EMSGSIZE:
+                size = self._feed.read(self._cursor, self._copy, self._room)
+            if size <= 0:
+                self._wait(size)
+                return
             self._deliver(size)
-        elif size in (-errno.EINTR, -errno.ETIMEDOUT):  # who has the lock was stopped, not killed
+            if self._loop is None:
+                return  # closed by who heard it
+        assert self._loop is not None
+        self._again = self._loop.call_soon(self._read)
+
+    def _wait(self, reason: int) -> None:
+        """Wait for the bell; or a while, or no more."""
+        assert self._loop is not None
+        if reason in (-errno.EINTR, -errno.ETIMEDOUT):  # who has the lock was stopped, not killed
             self._again = self._loop.call_later(_RETRY_SECONDS, self._read)
-        elif size < 0:
-            log.error("nothing more is heard on the bus: %s", failure(size))
+        elif reason < 0:
+            log.error("nothing more is heard on the bus: %s", failure(reason))
             self._stop()
             self._missed(None)
 

@@ -27,6 +27,7 @@ import pyloop
         ("shm:", ValueError, "rediss:// or nats://, got 'shm:'"),
         ("shm://a/b", ValueError, "shm://a/b: expected shm:// or shm://NAME, where NAME has no sl"),
         ("shm://" + "x" * 201, ValueError, "expected a name of 1 to 200 bytes"),
+        ("shm://x.bell", ValueError, 'shm://x.bell: expected a name .* does not end in ".bell"'),
         ("shm://?size=1", ValueError, r"expected \?capacity=BYTES, got 'size=1'"),
         ("shm://?capacity=1e6", ValueError, r"expected \?capacity=BYTES, got 'capacity=1e6'"),
         ("shm://?capacity=4095", ValueError, "capacity: expected 4096 to 1073741824, got 4095"),

@@ -1,71 +1,71 @@
-/* test_feed_steps.c -- a process is killed at each marked step of feed.c, and the others go on.
+/* test_feed_steps.c -- a process is killed at each marked step of feed.c (csrc/step.h), and the others go on.
  *
- * Built with PL_STEPS: feed_step is called at each step. A child publishes or reads and ends itself, by SIGKILL, at
- * one of them; the parent then finds everything whole, hears the bell for what comes next, and publishes. */
+ * A child publishes or reads, and ends itself at its first step, its second, and so on. The parent then finds everything
+ * whole, is woken by what comes next, and publishes. */
 #include "feed_rig.h"
 
-#include <errno.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/wait.h>
 
 #include "check.h"
 
-#define STEPS 9
-#define COMMITTED 6 /* from this step on the record is there */
+#define PUBLISH_STEPS 7
+#define READ_STEPS 3
+#define RUNG 5      /* from this step on who waits has been woken */
+#define COMMITTED 7 /* from this step on the record is there */
 
-void feed_step(int number);
+void pl_step(void);
 
-static int fatal = -1; /* the step to die at */
+static int steps_left; /* 0: nobody is killed */
 
-void feed_step(int number)
+void pl_step(void)
 {
-    if (number == fatal)
-        raise(SIGKILL);
+    if (steps_left && !--steps_left)
+        (void)kill(getpid(), SIGKILL);
 }
 
-/* A child that does its work until the step; whether it came there. */
-static int dies_at(struct pl_feed *feed, int step, int reads, uint64_t number)
+static int64_t work(struct pl_feed *feed, int reads, int step, uint64_t number)
+{
+    struct reader reader = {0};
+    int64_t rc = pl_feed_forked(feed);
+    if (rc == 0 && reads)
+        rc = pl_feed_seek(feed, &reader.cursor);
+    steps_left = step;
+    if (rc < 0)
+        return rc;
+    return reads ? rig_read(feed, &reader, RIG_BYTES) : rig_publish(feed, number);
+}
+
+/* 1: a child died at this step of its work; 0: it ended before; -1: it failed. */
+static int dies_at(struct pl_feed *feed, int reads, int step, uint64_t number)
 {
     int status;
     pid_t child = fork();
-    if (child == 0) {
-        struct reader reader = {0};
-        int64_t rc = pl_feed_forked(feed);
-        if (rc == 0 && reads) {
-            rc = pl_feed_seek(feed, &reader.cursor);
-            fatal = step;
-            rc = rc < 0 ? rc : rig_read(feed, &reader, RIG_BYTES);
-        } else if (rc == 0) {
-            fatal = step;
-            rc = rig_publish(feed, number);
-        }
-        _exit(rc < 0 ? 1 : 0);
-    }
+    if (child == 0)
+        _exit(work(feed, reads, step, number) < 0);
     if (waitpid(child, &status, 0) != child)
         return -1;
-    return WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
+    if (WIFSIGNALED(status))
+        return WTERMSIG(status) == SIGKILL ? 1 : -1;
+    return WEXITSTATUS(status) ? -1 : 0;
 }
 
-/* One child of this kind dies at this step; `reader` waits, as its own last read has left it. */
-static void check_step(struct pl_feed *feed, struct reader *reader, int step, int reads)
+/* `reader` waits on `fd` when a child dies. */
+static void check_step(struct pl_feed *feed, struct reader *reader, int fd, int reads, int step)
 {
+    struct pollfd entry = {.fd = fd, .events = POLLIN};
     uint64_t number = reader->cursor.number, heard = reader->heard;
-    struct pollfd entry = {.fd = pl_feed_watch(feed), .events = POLLIN};
-    pl_feed_quiet(feed);
+    pl_feed_quiet(fd);
     CHECK(rig_read_all(feed, reader) == 0 && reader->heard == heard);
-    int died = dies_at(feed, step, reads, number);
-    CHECK(died == (reads ? step == 0 || step > 6 : step < 7));
-    int published = !reads && step >= COMMITTED;
-    if (published || (!reads && step == 5) || (!reads && step == 4))
-        CHECK(poll(&entry, 1, 0) == 1); /* rung before it was committed */
-    pl_feed_quiet(feed);
-    CHECK(rig_read_all(feed, reader) == 0); /* takes the lock from the dead */
-    CHECK(reader->heard == heard + (uint64_t)published);
-    CHECK(rig_publish(feed, number + (uint64_t)published) == 0);
-    CHECK(poll(&entry, 1, 0) == 1);
-    CHECK(rig_read_all(feed, reader) == 0);
-    CHECK(reader->heard == heard + (uint64_t)published + 1);
+    CHECK(dies_at(feed, reads, step, number) == 1);
+    CHECK(poll(&entry, 1, 0) == (!reads && step >= RUNG));
+    pl_feed_quiet(fd);
+    CHECK(rig_read_all(feed, reader) == 0); /* takes the lock from the dead, and waits again */
+    number += !reads && step >= COMMITTED;
+    CHECK(reader->cursor.number == number);
+    CHECK(rig_publish(feed, number) == 0 && poll(&entry, 1, 0) == 1);
+    CHECK(rig_read_all(feed, reader) == 0 && reader->cursor.number == number + 1);
     CHECK(!reader->torn && !reader->cursor.missed);
 }
 
@@ -75,14 +75,18 @@ static void check_all(int named)
     struct reader reader = {0};
     CHECK(rig_make(&feed, named, "steps") == named);
     CHECK(pl_feed_seek(feed, &reader.cursor) == 0);
+    int fd = pl_feed_watch(feed);
     for (uint64_t number = 0; number < 20; number++) { /* it has gone round, and drops records */
         CHECK(rig_publish(feed, number) == 0);
         CHECK(rig_read_all(feed, &reader) == 0);
     }
-    for (int step = 0; step < STEPS; step++) {
-        check_step(feed, &reader, step, 0);
-        check_step(feed, &reader, step, 1);
-    }
+    for (int step = 1; step <= PUBLISH_STEPS; step++)
+        check_step(feed, &reader, fd, 0, step);
+    for (int step = 1; step <= READ_STEPS; step++)
+        check_step(feed, &reader, fd, 1, step);
+    CHECK(dies_at(feed, 0, PUBLISH_STEPS + 1, reader.cursor.number) == 0); /* there are no more */
+    CHECK(dies_at(feed, 1, READ_STEPS + 1, 0) == 0);
+    close(fd);
     rig_free(feed, named, "steps");
 }
 
