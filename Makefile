@@ -159,6 +159,7 @@ soak: $(VENV)/.test $(VENV)/.built ## the long runs: leaks, fds, memory (SECONDS
 
 bench: $(VENV)/.bench $(VENV)/.built ## the benchmark rows that have a target, in under five minutes
 	@$(PY) benchmarks/run.py $(ARGS)
+	@$(PY) benchmarks/bus.py
 
 bench-all: $(VENV)/.bench $(VENV)/.built ## every row and peer; ROWS=REGEX chooses, ROUNDS=5
 	@$(PY) benchmarks/run.py --all $(if $(ROWS),--rows "$(ROWS)") --rounds $(ROUNDS) $(ARGS)

@@ -1,6 +1,7 @@
 /* pyloop.h -- the contract between the C core and Python: the loop, and what holds for all of it.
  *
- * pyloop_parts.h has what works without a loop, pyloop_page.h counters and their memory, pyloop_memory.h locks.
+ * pyloop_parts.h has what works without a loop, pyloop_page.h counters and their memory, pyloop_memory.h locks,
+ * pyloop_feed.h messages for everybody.
  * Everything that Python may see stands between the two markers in these headers, and build_ffi.py hands those
  * lines to cffi: there is no second copy of them.
  *

@@ -41,8 +41,10 @@ int pl_feed_new(uint64_t capacity, struct pl_feed **feed);
  * -EINVAL: not 1 to 200 bytes, or a slash; PL_E_FOREIGN; -EACCES, and as above. */
 int pl_feed_open(const char *name, uint64_t capacity, struct pl_feed **feed);
 
-int pl_feed_adopt(int fd, int bell, struct pl_feed **feed); /* another process's; the fds are copied. PL_E_FOREIGN */
-int pl_feed_unlink(const char *name);                       /* 0, -ENOENT, -EACCES, -EINVAL */
+/* Another process's, by its fds, which are copied. 0, PL_E_FOREIGN, and as above. */
+int pl_feed_adopt(int fd, int bell, struct pl_feed **feed);
+
+int pl_feed_unlink(const char *name); /* 0, -ENOENT, -EACCES, -EINVAL */
 void pl_feed_free(struct pl_feed *feed);
 
 /* In a forked child, before it has threads: have fds of its own. 0 or -errno. */
