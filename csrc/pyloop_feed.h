@@ -63,7 +63,7 @@ int pl_feed_publish(struct pl_feed *feed, const uint8_t *topic, size_t topic_len
 int pl_feed_seek(struct pl_feed *feed, struct pl_feed_cursor *cursor);
 
 /* Copy whole records, as many as fit into `len` bytes. Returns their bytes; 0: there are none, and the next one will
- * make each fd of pl_feed_watch readable; -EMSGSIZE: not one fits (pl_feed_most, a record and its padding always do). */
+ * make each fd of pl_feed_watch readable; -EMSGSIZE: not one fits. */
 int64_t pl_feed_read(struct pl_feed *feed, struct pl_feed_cursor *cursor, uint8_t *to, size_t len);
 
 int pl_feed_watch(struct pl_feed *feed); /* an fd, the caller's, for one reader; or -EMFILE and its kin */
