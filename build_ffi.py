@@ -13,7 +13,7 @@ from pathlib import Path
 from cffi import FFI
 
 CSRC = Path(__file__).resolve().parent / "csrc"
-CONTRACT = ("pyloop_parts.h", "pyloop_page.h", "pyloop.h")
+CONTRACT = ("pyloop_parts.h", "pyloop_page.h", "pyloop_memory.h", "pyloop_feed.h", "pyloop.h")
 BEGIN, END = "/* cffi: begin */", "/* cffi: end */"
 
 
@@ -38,6 +38,7 @@ ffibuilder.set_source(
     '#include "pyloop.h"',
     sources=sources(),
     include_dirs=["csrc"],
+    libraries=["rt"] if sys.platform.startswith("linux") else [],  # shm_open, before glibc 2.34
     depends=[*(f"csrc/{path.name}" for path in CSRC.glob("*.h")), "build_ffi.py"],
     extra_compile_args=[
         *("-std=c11", "-D_GNU_SOURCE", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden"),

@@ -1,7 +1,8 @@
 /* pyloop.h -- the contract between the C core and Python: the loop, and what holds for all of it.
  *
- * pyloop_parts.h has what works without a loop, pyloop_page.h counters and shared memory. Everything
- * that Python may see stands between the two markers in these three, and build_ffi.py hands those
+ * pyloop_parts.h has what works without a loop, pyloop_page.h counters and their memory, pyloop_memory.h locks,
+ * pyloop_feed.h messages for everybody.
+ * Everything that Python may see stands between the two markers in these headers, and build_ffi.py hands those
  * lines to cffi: there is no second copy of them.
  *
  * Conventions
@@ -25,6 +26,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "pyloop_feed.h"
+#include "pyloop_memory.h"
 #include "pyloop_page.h"
 #include "pyloop_parts.h"
 
@@ -43,7 +46,10 @@ enum pl_error {
     PL_E_MESSAGE_TIME = -4104, /* a message took longer than message_timeout */
     PL_E_WRITE_LIMIT = -4105,  /* more than write_limit was queued */
     PL_E_THREAD = -4106,       /* called from another thread than the loop's */
-    PL_E_FORKED = -4107        /* the loop belongs to another process */
+    PL_E_FORKED = -4107,       /* the loop belongs to another process */
+    PL_E_CORRUPT = -4108,      /* shared memory was truncated or written to by somebody else */
+    PL_E_FOREIGN = -4109,      /* not made by pyloop, or by another version, or for something else */
+    PL_E_SHUT = -4110          /* a channel that was shut down: no more can be put, all has been got */
 };
 
 /* ---- the loop --------------------------------------------------------- */

@@ -4,6 +4,7 @@
 """
 
 from pyloop.blocking import BlockingConnection
+from pyloop.bus import Bus
 from pyloop.client import connect, dial
 from pyloop.connection import Connection
 from pyloop.errors import ConnectionClosed, FramingError, PyloopError, WriteLimitError
@@ -13,9 +14,11 @@ from pyloop.protocol import Protocol
 from pyloop.run import run
 from pyloop.server import Server
 from pyloop.stats import Counters, LoopStats, ProcessStats, ServerStats, WorkerStats
+from pyloop.subscription import Missed, Subscription
 
 __all__ = [
     "BlockingConnection",
+    "Bus",
     "Connection",
     "ConnectionClosed",
     "Counters",
@@ -26,6 +29,7 @@ __all__ = [
     "Lines",
     "Loop",
     "LoopStats",
+    "Missed",
     "Netstring",
     "ProcessStats",
     "Protocol",
@@ -33,6 +37,7 @@ __all__ = [
     "Raw",
     "Server",
     "ServerStats",
+    "Subscription",
     "WorkerStats",
     "WriteLimitError",
     "connect",

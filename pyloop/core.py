@@ -29,6 +29,15 @@ _REASONS: dict[int, tuple[type[Exception], str]] = {
         "called from another thread than the loop's: use loop.call_soon_threadsafe()",
     ),
     lib.PL_E_FORKED: (RuntimeError, "the loop belongs to another process"),
+    lib.PL_E_CORRUPT: (
+        errors.PyloopError,
+        "the shared memory was truncated, or written to by somebody else",
+    ),
+    lib.PL_E_FOREIGN: (
+        ValueError,
+        "the shared memory was not made by this version of pyloop for this purpose",
+    ),
+    lib.PL_E_SHUT: (errors.ChannelClosed, "the channel was shut down"),
 }
 
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 E = TypeVar("E", bound=BaseException)
 
 __all__ = [
+    "ChannelClosed",
     "ConnectionClosed",
     "ExtraMissingError",
     "FramingError",
@@ -32,6 +33,10 @@ class ConnectionClosed(PyloopError, ConnectionError):
 
 class WriteLimitError(ConnectionClosed):
     """The peer did not read: more than write_limit bytes were queued, so it was aborted."""
+
+
+class ChannelClosed(PyloopError):
+    """The channel was shut down: nothing more can be put, and all there was has been got."""
 
 
 class ExtraMissingError(PyloopError, ImportError):

@@ -79,7 +79,14 @@ C_ARROWS: dict[str, set[str]] = {
     "blocking": {"sock"},
     "fdset": set(),
     "sock": set(),
-    "pyloop": {"pyloop_page", "pyloop_parts"},
+    "step": set(),
+    "lock": {"sock", "step"},
+    "region": {"lock", "sock"},
+    "region_make": {"region", "sock"},
+    "feed": {"region", "lock", "step"},
+    "pyloop": {"pyloop_feed", "pyloop_memory", "pyloop_page", "pyloop_parts"},
+    "pyloop_feed": set(),
+    "pyloop_memory": set(),
     "pyloop_page": set(),
     "pyloop_parts": set(),
 }
@@ -95,7 +102,9 @@ SYSTEM_CALLS = {
     "wake",
     "memory",
     "semaphore",
-    "ring",
+    "lock",
+    "region",
+    "region_make",
     "uring",
 }
 

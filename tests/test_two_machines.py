@@ -1,44 +1,18 @@
-"""One program on two machines, with two workers on each and one server of the bus between them."""
+"""The chat on two machines, with two workers on each, and one server of the bus between them."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 
 import pytest
 from brokers import BROKERS
 from namespaces import two_machines
-from workers import Program, Talker
+from test_chat import END, Client, by_sender
+from test_examples import running
 
-PROGRAM = """
-from pyloop.nats_broker import NatsBroker
-from pyloop.redis_broker import RedisBroker
-
-broker = (RedisBroker if sys.argv[1].startswith("redis") else NatsBroker)(sys.argv[1])
-
-def cast(line):
-    for conn in server.connections:
-        conn.send(line)
-
-async def start(started):
-    global server
-    server = started
-    broker.open(lambda topic, line: cast(line), lambda count: cast(b"* missed %r" % count))
-    broker.listen(frozenset(["line"]))
-    await broker.ready()
-
-async def stop(server):
-    await broker.close()
-
-def say_it(conn, line):
-    if line == b"pid":
-        conn.send(b"%d" % os.getpid())
-    else:
-        broker.publish("line", line)
-
-serve(say_it, on_start=start, on_stop=stop)
-"""
-LINES = 30
+CLIENTS = 8  # on each machine: of two workers, one without any is a matter of 1 in 128
+SPOKEN = [b"line %d" % number for number in range(20)]
+MISSED = b"* Missed here: some messages\n"
 
 
 @pytest.fixture(scope="module")
@@ -47,35 +21,14 @@ def machines():
         yield machines
 
 
-def client_of_each_worker(machine, port):
-    """Return one client for each of two workers, and close what was too many."""
-    clients = {}
-    for _ in range(100):
-        client = machine.do(lambda: Talker(port))
-        if clients.setdefault(client.pid(), client) is not client:
-            client.close()
-        if len(clients) == 2:
-            return list(clients.values())
-    raise AssertionError(f"all connections to one worker: {clients}")
-
-
-def check_that_each_line_reaches_everybody(clients, word):
-    for number in range(LINES):
-        for client, talker in enumerate(clients):
-            talker.send(f"{client} {word} {number}")
-    expected = {
-        str(client): [f"{word} {n}" for n in range(LINES)] for client in range(len(clients))
-    }
-    for talker in clients:
-        heard = sorted((talker.next() for _ in range(LINES * len(clients))), key=sender)
-        by_sender = itertools.groupby(heard, key=sender)  # sorted is stable: the order is kept
-        assert {
-            who: [line.partition(" ")[2] for line in said] for who, said in by_sender
-        } == expected
-
-
-def sender(line):
-    return line.partition(" ")[0]
+def check_that_each_line_reaches_everybody(clients):
+    for line in SPOKEN:
+        for client in clients:
+            client.send(line)
+    for client in clients:
+        lines = [client.said() for _ in range((len(clients) - 1) * len(SPOKEN))]
+        others = {other.nick: SPOKEN for other in clients if other is not client}
+        assert by_sender(lines) == others
 
 
 @pytest.mark.parametrize("kind", BROKERS, ids=lambda kind: kind.scheme)
@@ -85,20 +38,21 @@ def test_each_line_reaches_all_workers_of_both_machines_and_a_restart_is_told(
     with contextlib.ExitStack() as stack:
         first = machines[0]
         server = stack.enter_context(kind(tmp_path, first.address, first.prefix))
-        programs = [
-            stack.enter_context(Program(PROGRAM, "auto", server.url, prefix=machine.prefix))
-            for machine in machines
-        ]
-        ports = [program.ready() for program in programs]
-        clients = []
-        for machine, port in zip(machines, ports, strict=True):
-            clients += client_of_each_worker(machine, port)
-        for client in clients:
-            stack.callback(client.close)
-        check_that_each_line_reaches_everybody(clients, "before")
+        chats, clients = [], []
+        for machine in machines:
+            args = ("--workers", "2", "--bus", server.url)
+            chats.append(stack.enter_context(running("chat.py", wrap=machine.prefix, args=args)))
+            for number in range(CLIENTS):
+                nick = f"{machine.name}-{number}".encode()
+                clients.append(machine.do(lambda nick=nick: Client(chats[-1], nick)))
+                stack.callback(clients[-1].close)
+        check_that_each_line_reaches_everybody(clients)
         server.restart()
-        assert [client.next() for client in clients] == ["* missed None"] * 4
-        check_that_each_line_reaches_everybody(clients, "after")
-        for program in programs:
-            program.wait_log("connected again; messages may be missed", 2)
-            assert program.end(15)[0] == 0
+        for client in clients:
+            while client.line() != MISSED:
+                pass
+        check_that_each_line_reaches_everybody(clients)
+        for chat in chats:
+            status, out, log = chat.interrupt()
+            assert (status, out) == (0, END)
+            assert log.count("connected again; messages may be missed") == 2  # each worker
