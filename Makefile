@@ -16,7 +16,7 @@ CORE := $(wildcard csrc/*.c csrc/*.h csrc/fastpath/*.c csrc/fastpath/*.h)
 .DEFAULT_GOAL := help
 .PHONY: help run test check asan tsan fuzz bench bench-all bench-models soak docs wheel format clean build
 MAKEFLAGS += --no-print-directory --no-builtin-rules
-.PRECIOUS: build/asan/%.o build/tsan/%.o build/strict/%.o
+.PRECIOUS: build/asan/%.o build/tsan/%.o build/steps/%.o build/strict/%.o
 .DELETE_ON_ERROR:
 
 help: ## say what each target does
@@ -104,6 +104,16 @@ build/asan/test_%: tests/c/test_%.c $(ASAN_OBJECTS)
 	@mkdir -p $(@D)
 	@$(CC) $(SAN) -MMD -MP -MF $@.d $< $(ASAN_OBJECTS) $(WRAP) -o $@
 
+# With the marked steps of csrc/step.h, at each of which it kills a process.
+STEP_SOURCES := lock feed
+build/steps/%.o: csrc/%.c
+	@mkdir -p $(@D)
+	@$(CC) $(SAN) -DPL_STEPS -MMD -MP -c $< -o $@
+
+$(addprefix build/asan/,$(filter %_steps,$(C_TESTS))): build/asan/%: tests/c/%.c $(ASAN_OBJECTS) $(STEP_SOURCES:%=build/steps/%.o)
+	@$(CC) $(SAN) -MMD -MP -MF $@.d $< $(STEP_SOURCES:%=build/steps/%.o) \
+		$(filter-out $(STEP_SOURCES:%=build/asan/%.o),$(ASAN_OBJECTS)) $(WRAP) -o $@
+
 # libFuzzer where there is clang; else the program drives itself.
 build/fuzz/fuzz_%: tests/c/fuzz_%.c $(C_SOURCES) $(wildcard csrc/*.h tests/c/*.h)
 	@mkdir -p $(@D)
@@ -114,7 +124,7 @@ build/strict/%.o: csrc/%.c
 	@mkdir -p $(@D)
 	@$(CC) -std=c11 -D_GNU_SOURCE -O2 $(WARN) -Werror -Icsrc -MMD -MP -c $< -o $@
 
--include $(wildcard build/asan/*.d build/strict/*.d)
+-include $(wildcard build/asan/*.d build/steps/*.d build/strict/*.d)
 
 asan: $(C_TESTS:%=build/asan/%) ## unit tests of the C core under AddressSanitizer and UBSan
 	@failed=; for t in $(C_TESTS); do echo "-- $$t"; build/asan/$$t || failed="$$failed $$t"; done; \
@@ -170,6 +180,7 @@ soak: $(VENV)/.test $(VENV)/.built ## the long runs: leaks, fds, memory (SECONDS
 
 bench: $(VENV)/.bench $(VENV)/.built ## the benchmark rows that have a target, in under five minutes
 	@$(PY) benchmarks/run.py $(ARGS)
+	@$(PY) benchmarks/bus.py
 
 bench-all: $(VENV)/.bench $(VENV)/.built ## every row and peer; ROWS=REGEX chooses, ROUNDS=5
 	@$(PY) benchmarks/run.py --all $(if $(ROWS),--rows "$(ROWS)") --rounds $(ROUNDS) $(ARGS)

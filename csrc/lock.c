@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "sock.h"
+#include "step.h"
 
 #ifdef __linux__
 #include <linux/futex.h>
@@ -34,15 +35,6 @@
 #define FORSAKEN ((uint64_t)1 << 32) /* of a process that never lives: its pid is 0 */
 #define SPINS 200
 #define STAT_BYTES 1024
-
-static inline void pause_briefly(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
 
 /* ---- time ---- */
 
@@ -257,7 +249,7 @@ int lock_acquire(struct pl_self *self, _Atomic(uint64_t) *word, int64_t deadline
     for (int i = 0; i < SPINS; i++) { /* holders are quick, and mostly on another core */
         if (!atomic_load_explicit(word, memory_order_relaxed) && take(word, 0, me))
             return 0;
-        pause_briefly();
+        lock_pause();
     }
     for (;;) { /* from here on others may wait as well, so whoever gets it must wake one */
         uint64_t held = atomic_load(word);
@@ -282,8 +274,10 @@ static int let_go(struct pl_self *self, _Atomic(uint64_t) *word, uint64_t to)
     uint64_t held = atomic_load_explicit(word, memory_order_relaxed);
     if ((held & ~CONTENDED) != self_word(self))
         return -EPERM;
-    if (atomic_exchange(word, to) & CONTENDED)
+    if (atomic_exchange(word, to) & CONTENDED) {
+        STEP();
         wake_one(word);
+    }
     return 0;
 }
 

@@ -3,8 +3,9 @@
     python examples/chat.py
     nc 127.0.0.1 8888              (in two more terminals)
 
-The operator's console is standard input, watched by the same loop as the clients: a line goes to
-everybody, /who lists the clients, and end of input leaves the server running. Ctrl-C ends it.
+Two processes serve, and share a bus (--bus redis://HOST:PORT: with those of other machines). All
+that is said, who joins and who leaves goes over it, so all see the same, in the same order. For
+the console see chat_console.py, for who is where chat_roll.py. Ctrl-C ends it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
 import sys
 
-import pyloop
-from pyloop.lowlevel import ReadBuffer
+from chat_console import Console
+from chat_roll import PATIENCE, Roll, label
 
-STDIN = 0
+import pyloop
+
 LINES = pyloop.Lines()
 MAX_NICK = 32  # bytes
 CONTROLS = bytes(range(9)) + bytes(range(10, 32)) + b"\x7f"  # all but the tab
@@ -30,90 +31,129 @@ def clean(text: bytes) -> bytes:
 
 
 class Room:
-    """Who is here, by nickname. A client that has not given one yet is not."""
+    """One worker's part of the chat: its own clients, and what it has heard of the others'."""
 
     def __init__(self) -> None:
-        self.clients: dict[bytes, pyloop.Connection] = {}
+        self.clients: dict[bytes, pyloop.Connection] = {}  # ours, by nickname
+        self.mine: dict[bytes, bytes] = {}  # nicknames and addresses that we have announced
+        self.turns: dict[tuple[str, bytes], asyncio.Future[None]] = {}
+        self.roll = Roll(self)
 
-    def say(self, line: bytes, exclude: pyloop.Connection | None = None) -> None:
-        """Send a line to everybody; the longest one loses its end to the name before it."""
-        for conn in self.clients.values():
-            if conn is not exclude:
-                conn.send(line[: LINES.max_size])
+    async def open(self, server: pyloop.Server) -> None:
+        """Join the other rooms: called when a worker starts."""
+        self.bus = server.bus
+        self.key = f"{server.worker_id}-{os.urandom(4).hex()}"
+        await self.bus.subscribe("chat.", self.hear, on_missed=self.miss).ready()
+        self.publish("who")
+        if server.worker_id <= 1:  # the others have no standard input
+            host, port = server.sockets[0].getsockname()[:2]
+            print(f"chat server on {host}:{port}; to join: nc {host} {port}", flush=True)
+            Console(self.announce, self.roll.call).open()
+
+    def close(self, server: pyloop.Server) -> None:
+        """Leave the other rooms."""
+        self.publish("gone")
+
+    # ---- one client ----
 
     async def chat(self, conn: pyloop.Connection) -> None:
         """Talk with one client, from its first line to its last: the handler."""
         if (nick := await self.ask_nick(conn)) is None:
             return
-        conn.send(b"* Welcome, %s. Others here: %d" % (nick, len(self.clients)))
-        self.say(b"* %s has joined" % nick)
-        self.clients[nick] = conn
+        self.mine[nick] = b"%s %d" % (conn.peername[0].encode(), conn.peername[1])
         try:
+            await self.take_turn("joined", nick, b"* %s has joined" % self.shown(nick))
+            self.clients[nick] = conn
+            others = len(self.roll.everybody()) - 1
+            conn.send(b"* Welcome, %s. Others here: %d" % (nick, others))
             async for line in conn:
-                self.say(b"%s: %s" % (nick, clean(line)), exclude=conn)
+                self.publish("say", nick, b"%s: %s" % (self.shown(nick), clean(line)))
+                await asyncio.sleep(0)  # so that nobody fills the bus faster than we read it
         finally:
-            del self.clients[nick]
-            if conn.server.sockets:  # else the server is stopping, and everybody leaves
-                self.say(b"* %s has left" % nick)
+            del self.mine[nick]
+            # Without a word if the server is stopping, and everybody leaves.
+            notice = b"* %s has left" % self.shown(nick) if conn.server.sockets else b""
+            try:
+                await self.take_turn("left", nick, notice)
+            finally:
+                self.clients.pop(nick, None)
 
     async def ask_nick(self, conn: pyloop.Connection) -> bytes | None:
         """Ask until the answer is good; None if the client leaves instead."""
         conn.send(b"* What is your nickname?")
         async for line in conn:
             nick = clean(line).strip()
-            if 0 < len(nick) <= MAX_NICK and nick not in self.clients:
+            if 0 < len(nick) <= MAX_NICK and nick not in self.mine:
                 return nick
             conn.send(b"* It is taken, or not of 1 to %d bytes. Another one?" % MAX_NICK)
         return None
 
+    async def take_turn(self, kind: str, nick: bytes, notice: bytes) -> None:
+        """Publish, and wait until we hear it: what was said before has been heard then."""
+        self.turns[kind, nick] = turn = asyncio.get_running_loop().create_future()
+        self.publish(kind, nick, notice)
+        await asyncio.wait([turn], timeout=PATIENCE)
 
-class Console:
-    """The operator's lines. The fd stays blocking, because a terminal shares that flag with the
-    shell; one read each time that the loop finds it readable does not block."""
+    def shown(self, nick: bytes) -> bytes:
+        """The nickname, with our number if somebody elsewhere has the same."""
+        return nick + label(self.key) if self.roll.is_elsewhere(nick) else nick
 
-    def __init__(self, room: Room) -> None:
-        self.room, self.buffer = room, ReadBuffer()
+    def say(self, line: bytes, exclude: bytes | None = None) -> None:
+        """Send a line to all of ours; the longest one loses its end to the name before it."""
+        for nick, conn in self.clients.items():
+            if nick != exclude:
+                conn.send(line[: LINES.max_size])
 
-    def open(self, server: pyloop.Server) -> None:
-        """Say where the server is, and begin to read: called when it starts."""
-        host, port = server.sockets[0].getsockname()[:2]
-        print(f"chat server on {host}:{port}; to join: nc {host} {port}", flush=True)
-        if sys.stdin is not None:  # None: started without one, and fd 0 may be anything by now
-            signal.signal(signal.SIGTTIN, signal.SIG_IGN)  # in the background, fail, do not stop
-            asyncio.get_running_loop().add_reader(STDIN, self.read)
+    # ---- the bus ----
 
-    def read(self) -> None:
-        """Take what is there; at the end of input, or on an error, read no more."""
-        try:
-            data = os.read(STDIN, 65536)
-            self.buffer.feed(data)
-            cut = self.buffer.next if data else self.buffer.finish
-            while (line := cut(LINES)) is not None:
-                self.obey(clean(line))
-            ended = "" if data else "end of input"
-        except (OSError, pyloop.FramingError) as exc:
-            ended = str(exc)
-        if ended:
-            asyncio.get_running_loop().remove_reader(STDIN)
-            print(f"console closed ({ended}); the server goes on", flush=True)
+    def publish(self, kind: str, nick: bytes = b"", text: bytes = b"") -> None:
+        self.bus.publish(f"chat.{kind}.{self.key}", nick + b"\n" + text)
 
-    def obey(self, line: bytes) -> None:
-        if line.strip() != b"/who":
-            self.room.say(b"[operator] " + line)
+    def announce(self, line: bytes) -> None:
+        """Say what the operator types."""
+        self.publish("say", text=b"[operator] " + clean(line))
+
+    def hear(self, topic: str, message: bytes) -> None:
+        """Take what comes over the bus, from this room too."""
+        _, kind, key = topic.split(".")
+        nick, _, text = message.partition(b"\n")
+        own = key == self.key
+        if self.roll.hear(kind, key, nick, text):
             return
-        for nick, conn in self.room.clients.items():
-            print(nick.decode(errors="replace"), *conn.peername[:2])
-        print("clients:", len(self.room.clients), flush=True)
+        if text:
+            self.say(text, exclude=nick if own else None)
+        if own and (turn := self.turns.pop((kind, nick), None)) and not turn.done():
+            turn.set_result(None)
+
+    def miss(self, missed: pyloop.Missed) -> None:
+        """Tell our clients that they missed something, and ask who is there."""
+        self.say(b"* Missed here: %s messages" % str(missed.count or "some").encode())
+        self.publish("who")
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(description="A chat server with an operator's console.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8888, help="0 takes a free one")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--bus", default="shm://?capacity=8388608", help="a URL: see docs/bus.md")
     args = parser.parse_args()
     room = Room()
-    start = Console(room).open
     try:
-        pyloop.run(pyloop.Server(room.chat, args.host, args.port, framing=LINES, on_start=start))
-    except OSError as exc:  # the port is taken, say
+        server = pyloop.Server(
+            room.chat,
+            args.host,
+            args.port,
+            framing=LINES,
+            workers=args.workers,
+            bus=args.bus,
+            on_start=room.open,
+            on_stop=room.close,
+        )
+        pyloop.run(server)
+    except (OSError, ValueError) as exc:  # the port is taken, say
         sys.exit(f"chat.py: {exc}")
+
+
+if __name__ == "__main__":
+    main()

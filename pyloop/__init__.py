@@ -4,6 +4,7 @@
 """
 
 from pyloop.blocking import BlockingConnection
+from pyloop.bus import Bus
 from pyloop.client import connect, dial
 from pyloop.connection import Connection
 from pyloop.errors import ConnectionClosed, FramingError, PyloopError, WriteLimitError
@@ -18,9 +19,11 @@ from pyloop.semaphore import Semaphore
 from pyloop.server import Server
 from pyloop.shared_lock import SharedLock
 from pyloop.stats import Counters, LoopStats, ProcessStats, ServerStats, WorkerStats
+from pyloop.subscription import Missed, Subscription
 
 __all__ = [
     "BlockingConnection",
+    "Bus",
     "Connection",
     "ConnectionClosed",
     "Counters",
@@ -33,6 +36,7 @@ __all__ = [
     "LoopStats",
     "MappedFile",
     "MappedView",
+    "Missed",
     "Netstring",
     "ProcessStats",
     "Protocol",
@@ -43,6 +47,7 @@ __all__ = [
     "ServerStats",
     "SharedLock",
     "SharedMemory",
+    "Subscription",
     "WorkerStats",
     "WriteLimitError",
     "connect",

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import time
+from collections.abc import Iterator, Set
 from typing import TYPE_CHECKING, Any
 
 from pyloop.core import lib
@@ -17,9 +18,31 @@ if TYPE_CHECKING:
     from pyloop.loop import Loop
     from pyloop.server import Server
 
-__all__ = ["Acceptor"]
+__all__ = ["Acceptor", "Connections"]
 
 _LOG_SECONDS = 1.0
+
+
+class Connections(Set[Any]):
+    """A live, read-only view of a server's connections."""
+
+    __slots__ = ("_members",)
+
+    def __init__(self, members: set[Any]) -> None:
+        self._members = members
+
+    def __contains__(self, conn: object) -> bool:
+        return conn in self._members
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._members.copy())  # the one step in which no other thread can run
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @classmethod
+    def _from_iterable(cls, it: Any) -> Any:
+        return set(it)
 
 
 class Acceptor(Owner):

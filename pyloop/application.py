@@ -208,6 +208,8 @@ class Description:
     """How many a server of model="fork" may have at once; else 0."""
     metrics: tuple[Any, ...]
     """Where to serve the counters over HTTP."""
+    buses: tuple[str | None, ...]
+    """URLs, or None, of each server."""
     unheard: tuple[str, ...]
     """Hooks that would run in the supervisor, which has no code of the module's."""
 
@@ -227,6 +229,7 @@ class Description:
             metrics=tuple(
                 tuple(where) if isinstance(where, list) else where for where in fields["metrics"]
             ),
+            buses=tuple(fields["buses"]),
             unheard=tuple(fields["unheard"]),
         )
 
@@ -256,5 +259,6 @@ def describe(application: Application) -> Description:
         drain_timeout=max(server._drain_timeout for server in servers),
         children=children_of(servers),
         metrics=tuple(server._metrics for server in servers if server._metrics is not None),
+        buses=tuple(server._bus_url for server in servers),
         unheard=tuple(h for h in hooks if any(getattr(server, f"_{h}") for server in servers)),
     )

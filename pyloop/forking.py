@@ -17,7 +17,7 @@ from typing import Any
 
 from pyloop.loop import Loop
 
-__all__ = ["STOP_SIGNALS", "fork_child"]
+__all__ = ["STOP_SIGNALS", "fork_child", "leave_stdin"]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ORDERS = {*STOP_SIGNALS, signal.SIGHUP, signal.SIGCHLD, signal.SIGTTIN, signal.SIGTTOU}
@@ -106,6 +106,18 @@ def _leave(loop: Any) -> None:
     sys.set_asyncgen_hooks(firstiter=None, finalizer=None)
     if isinstance(loop, Loop):
         loop.close()  # which sets the signals that it handled to their defaults
+
+
+def leave_stdin() -> None:
+    """Have nothing more to read on standard input, if there is one: somebody else reads it."""
+    if sys.__stdin__ is None or sys.__stdin__.closed:
+        return  # fd 0 may be anything
+    loop = asyncio._get_running_loop()
+    if loop is not None:
+        loop.remove_reader(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
 
 
 def _ignore(number: int, frame: object) -> None:

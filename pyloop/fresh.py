@@ -26,11 +26,13 @@ from itertools import chain
 from typing import Any
 
 from pyloop.application import Application, ApplicationError, describe
-from pyloop.forking import fork_child
+from pyloop.bus import Bus
+from pyloop.forking import fork_child, leave_stdin
 from pyloop.logs import log_to_stderr
 from pyloop.page import Page
 from pyloop.protocol import log
-from pyloop.worker import FAILED, Post, work
+from pyloop.serving import give_buses
+from pyloop.worker import FAILED, STDIN_WORKER, Post, work
 
 __all__ = ["DESCRIBED", "start_describer", "start_watcher", "start_worker"]
 
@@ -44,8 +46,12 @@ _LOOK_MS = 500
 # ---- in the supervisor ----
 
 
-def _start(task: str, fds: Sequence[int], **details: Any) -> int:
-    """Start an interpreter like this one. Returns its pid. Raises OSError."""
+def _start(task: str, fds: Sequence[int], *, stdin: bool = False, **details: Any) -> int:
+    """Start an interpreter like this one, with our standard input or with none. Returns its pid.
+
+    Raises:
+        OSError: it cannot be started.
+    """
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     order = json.dumps({"task": task, "fds": fds, **details})
     command = [sys.executable, *flags, "-m", __name__, order]
@@ -55,6 +61,8 @@ def _start(task: str, fds: Sequence[int], **details: Any) -> int:
         signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
         for fd in fds:
             os.set_inheritable(fd, True)
+        if not stdin:
+            leave_stdin()
         os.execv(sys.executable, command)
 
     return fork_child(main)
@@ -66,13 +74,17 @@ def start_describer(application: Application, report: socket.socket) -> int:
     return _start("describe", [fd], application=asdict(application), report=fd)
 
 
-def start_worker(application: Application, post: Post, log_level: str) -> int:
-    """Start an interpreter that takes a post."""
+def start_worker(
+    application: Application, post: Post, buses: Mapping[str, Bus], log_level: str
+) -> int:
+    """Start an interpreter that takes a post; its servers have these buses, by URL."""
+    shared = {url: bus._fds for url, bus in buses.items() if bus._fds is not None}
     sockets = [[sock.fileno() for sock in of_server] for of_server in post.sockets]
-    fds = [post.page.fd, post.orders.fileno(), post.stack_fd, *chain.from_iterable(sockets)]
+    fds = [post.page.fd, post.orders.fileno(), post.stack_fd]
     return _start(
         "work",
-        fds,
+        [*fds, *chain.from_iterable(sockets), *chain.from_iterable(shared.values())],
+        stdin=post.worker_id == STDIN_WORKER,
         application=asdict(application),
         post={
             "worker_id": post.worker_id,
@@ -83,6 +95,7 @@ def start_worker(application: Application, post: Post, log_level: str) -> int:
             "sockets": sockets,
             "shared": post.shared,
         },
+        buses=shared,
         log_level=log_level,
     )
 
@@ -124,7 +137,12 @@ def _describe(application: Mapping[str, Any], report: int) -> int:
     return 0
 
 
-def _work(application: Mapping[str, Any], post: Mapping[str, Any], log_level: str) -> int:
+def _work(
+    application: Mapping[str, Any],
+    post: Mapping[str, Any],
+    buses: Mapping[str, tuple[int, int]],
+    log_level: str,
+) -> int:
     orders = socket.socket(fileno=post["orders"])
     app, sockets = Application(**application), post["sockets"]
     try:
@@ -136,6 +154,9 @@ def _work(application: Mapping[str, Any], post: Mapping[str, Any], log_level: st
         orders.sendall(json.dumps({FAILED: str(exc)}).encode() + b"\n")
         return 1
     log_to_stderr(log_level)
+    give_buses(servers, lambda url: Bus._adopt(url, buses.get(url)))
+    for fd in chain.from_iterable(buses.values()):
+        os.close(fd)  # copied
     whole = dict(
         post,
         page=Page.attach(post["page"], writable=True),

@@ -6,12 +6,12 @@ import gc
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from pyloop.forking import fork_child
+from pyloop.forking import fork_child, leave_stdin
 from pyloop.protocol import log
 from pyloop.server import Server
 from pyloop.slots import Slots
 from pyloop.supervision import Supervision
-from pyloop.worker import Post, work
+from pyloop.worker import STDIN_WORKER, Post, work
 
 __all__ = ["ForkLauncher", "Launcher"]
 
@@ -53,6 +53,8 @@ class ForkLauncher:
     def launch(self, post: Post) -> int:
         def main() -> int:
             gc.freeze()  # what is inherited stays on pages that all workers share
+            if post.worker_id != STDIN_WORKER:
+                leave_stdin()
             for slots in self._slots:
                 slots.keep_only(post.worker_id - 1)
             return work(self._servers, post, self._backend, self._debug)

@@ -10,10 +10,11 @@ import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar, overload
 
+from pyloop.bus import Bus
 from pyloop.loop import new_event_loop
 from pyloop.page import Page
 from pyloop.server import Server
-from pyloop.serving import Signals, children_of, make_page, serve_alone
+from pyloop.serving import Signals, children_of, give_buses, make_page, serve_alone
 from pyloop.supervision import Supervision, cells_for, common_supervision, workers_most
 
 __all__ = ["refuse_run", "run"]
@@ -88,16 +89,21 @@ def _is_main(servers: tuple[Any, ...]) -> bool:
 async def _serve(servers: tuple[Server, ...], backend: str, debug: bool | None) -> None:
     """Serve here, or have workers serve."""
     settings = common_supervision([(repr(server), server._supervision) for server in servers])
-    if settings.workers == 1:
-        page = make_page(servers, 1 + children_of(servers))
-        async with _metrics(servers, page):
-            await serve_alone(servers, page)
-    elif threading.current_thread() is threading.main_thread():
-        await _supervise(servers, settings, backend, debug)
-    else:
+    if settings.workers > 1 and threading.current_thread() is not threading.main_thread():
         raise RuntimeError(
             f"run() with workers={settings.workers} needs the main thread: its signals steer them"
         )
+    give_buses(servers, Bus)
+    try:
+        if settings.workers > 1:
+            await _supervise(servers, settings, backend, debug)
+            return
+        page = make_page(servers, 1 + children_of(servers))
+        async with _metrics(servers, page):
+            await serve_alone(servers, page)
+    finally:
+        for server in servers:
+            server._bus = None
 
 
 async def _supervise(

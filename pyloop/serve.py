@@ -17,10 +17,11 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pyloop.application import Application, ApplicationError, Description
+from pyloop.bus import Bus
 from pyloop.client import adopt
 from pyloop.framing import Lines
 from pyloop.fresh import DESCRIBED, start_describer, start_watcher, start_worker
@@ -105,7 +106,8 @@ async def _supervise(
         if description.unheard:
             names = ", ".join(description.unheard)
             log.warning("%s: not called, since this process does not import your module", names)
-        launcher = ExecLauncher(application, description, log_level)
+        buses = {url: Bus(url) for url in description.buses if url and url.startswith("shm:")}
+        launcher = ExecLauncher(application, description, buses, log_level)
         timeout = description.drain_timeout
         supervisor = Supervisor(launcher, places, settings, timeout, page, most)
         if changed.is_set():
@@ -232,11 +234,18 @@ def _understand(application: Application, line: bytes, status: int | None) -> De
 class ExecLauncher:
     """Workers that are fresh interpreters, which import the module as it is then."""
 
-    def __init__(self, application: Application, served: Description, log_level: str) -> None:
-        self._application, self._served, self._log_level = application, served, log_level
+    def __init__(
+        self,
+        application: Application,
+        served: Description,
+        buses: Mapping[str, Bus],
+        log_level: str,
+    ) -> None:
+        self._application, self._served = application, served
+        self._buses, self._log_level = buses, log_level
 
     def launch(self, post: Post) -> int:
-        return start_worker(self._application, post, self._log_level)
+        return start_worker(self._application, post, self._buses, self._log_level)
 
     async def prepare(self, adjust: Callable[[Supervision, float], None]) -> bool:
         """See whether the module can be loaded, and what has changed."""
@@ -259,6 +268,9 @@ class ExecLauncher:
                 new.children,
                 self._served.children,
             )
+            return False
+        if new.buses != self._served.buses:
+            log.error("reload: the old workers go on: another bus needs a restart")
             return False
         self._tell_changes(new)
         adjust(new.settings, new.drain_timeout)

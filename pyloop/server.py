@@ -7,11 +7,12 @@ import inspect
 import os
 import socket
 import ssl as ssl_module
-from collections.abc import Callable, Collection, Iterator, Set
+from collections.abc import Callable, Collection, Set
 from typing import Any, Literal
 
-from pyloop.acceptor import Acceptor
+from pyloop.acceptor import Acceptor, Connections
 from pyloop.address import parse_address, resolve
+from pyloop.bus import Bus, check_url
 from pyloop.connection import Connection
 from pyloop.fork_model import ForkService
 from pyloop.framing import Framing, Raw, as_bytes
@@ -44,28 +45,6 @@ _SERVICES: dict[str, type[Acceptor]] = {
 _FORKS_MOST = 32_768  # each has a cell of the page
 _MOST_CONNECTIONS = {"loop": 0, "thread": 1000, "fork": 512}
 """max_connections=None, by model; 0 is no limit."""
-
-
-class _Connections(Set[Connection]):
-    """A live, read-only view of a server's connections."""
-
-    __slots__ = ("_members",)
-
-    def __init__(self, members: set[Connection]) -> None:
-        self._members = members
-
-    def __contains__(self, conn: object) -> bool:
-        return conn in self._members
-
-    def __iter__(self) -> Iterator[Connection]:
-        return iter(self._members.copy())  # the one step in which no other thread can run
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    @classmethod
-    def _from_iterable(cls, it: Any) -> Any:
-        return set(it)
 
 
 def _check_model(model: Any) -> str:
@@ -113,10 +92,15 @@ class Server:
             number, when that worker is ready and when it has ended; plain functions.
         metrics: where `run` serves the counters over HTTP, to Prometheus and to people:
             "host:port", ":port", a port, or a Unix socket. Needs the extra pyloop-io[metrics].
+        bus: the URL of a Bus between all workers, see `bus`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was passed and what is expected.
     """
+
+    _worker_id = 0
+    _bus: Bus | None = None  # made by whoever runs this server
+    _own_bus: Bus | None = None  # made by start()
 
     def __init__(
         self,
@@ -148,6 +132,7 @@ class Server:
         on_worker_start: Callable[[Server, int], None] | None = None,
         on_worker_stop: Callable[[Server, int], None] | None = None,
         metrics: str | int | tuple[str, int] | None = None,
+        bus: str | None = None,
     ) -> None:
         self._model = _check_model(model)
         self._kind = classify(handler, model)
@@ -181,7 +166,7 @@ class Server:
         self._on_worker_start = check_hook("on_worker_start", on_worker_start, plain=True)
         self._on_worker_stop = check_hook("on_worker_stop", on_worker_stop, plain=True)
         self._metrics = None if metrics is None else parse_address("metrics", metrics)
-        self._worker_id = 0
+        self._bus_url = None if bus is None else check_url(bus)
         self._child_cells = range(0)  # of the page, for model="fork"
         self._listening = Listening()
         self._service: Acceptor | None = None
@@ -204,12 +189,25 @@ class Server:
     @property
     def connections(self) -> Set[Connection]:
         """The open connections: a live, read-only set."""
-        return _Connections(self._service.connections if self._service else set())
+        return Connections(self._service.connections if self._service else set())
 
     @property
     def worker_id(self) -> int:
         """The number of this process among the server's workers: 0 without workers."""
         return self._worker_id
+
+    @property
+    def bus(self) -> Bus:
+        """The bus that all processes share which serve this server, and others of the same run
+        that were given the same URL.
+
+        Raises:
+            RuntimeError: the server has none, or is not started.
+        """
+        if self._bus is None:
+            none = 'it has none, see Server(..., bus="shm://")'
+            raise RuntimeError(f"server.bus: {none if self._bus_url is None else 'not started'}")
+        return self._bus
 
     def stats(self) -> ServerStats:
         """Return what the server has done since it was made."""
@@ -258,6 +256,10 @@ class Server:
             if not self._listening.sockets:  # a worker has those of its slot
                 self._listening.open(self._place, await self._resolve(loop))
             self._stopped = asyncio.Event()
+            if self._bus is None and self._bus_url is not None:
+                self._bus = self._own_bus = Bus(self._bus_url)
+            if self._bus is not None:
+                self._bus._started()
             self._service = service = _SERVICES[self._model](self, loop)
             await self._call_hook(self._on_start)
             service.accept(self._listening.sockets)
@@ -310,6 +312,9 @@ class Server:
             service.end()
             self._service = None
             self._stopped.set()
+            if self._own_bus is not None:
+                await self._own_bus.close()
+                self._bus = self._own_bus = None
 
     def _retire(self) -> None:
         """Accept no more; who is there goes on."""

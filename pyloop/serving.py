@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from pyloop.bus import Bus
 from pyloop.core import lib
 from pyloop.loop import Loop
 from pyloop.page import Page
@@ -18,6 +19,7 @@ __all__ = [
     "Stage",
     "children_of",
     "count_in",
+    "give_buses",
     "label_of",
     "make_page",
     "serve_alone",
@@ -61,6 +63,14 @@ def make_page(servers: tuple[Server, ...], cells: int) -> Page:
     for number, server in enumerate(servers):
         server._use_page(page, number)
     return page
+
+
+def give_buses(servers: tuple[Server, ...], make: Callable[[str], Bus]) -> None:
+    """Have servers with the same URL share a bus, and whatever forks of this process serve them."""
+    buses: dict[str, Bus] = {}
+    for server in servers:
+        if (url := server._bus_url) is not None:
+            server._bus = buses[url] = buses.get(url) or make(url)
 
 
 def count_in(servers: tuple[Server, ...], page: Page, cell: int) -> None:
@@ -145,7 +155,10 @@ class Stage:
     async def _stop_all(self) -> None:
         """Stop them side by side, each to its end, then raise what the first on_stop raised."""
         stops = (server.stop() for server in self._servers)
-        for result in await asyncio.gather(*stops, return_exceptions=True):
+        results = await asyncio.gather(*stops, return_exceptions=True)
+        for bus in {server._bus for server in self._servers if server._bus}:
+            await bus.close()
+        for result in results:
             if isinstance(result, BaseException):
                 raise result
 

@@ -25,6 +25,7 @@ import traceback
 from dataclasses import dataclass
 
 from pyloop.core import lib
+from pyloop.forking import leave_stdin
 from pyloop.listening import Listening
 from pyloop.loop import new_event_loop
 from pyloop.page import Page
@@ -32,10 +33,23 @@ from pyloop.protocol import log
 from pyloop.server import Server
 from pyloop.serving import Signals, Stage, count_in
 
-__all__ = ["ABORT", "FAILED", "LEAVING", "READY", "RETIRE", "STACK_SIGNAL", "Post", "work"]
+__all__ = [
+    "ABORT",
+    "FAILED",
+    "LEAVING",
+    "READY",
+    "RETIRE",
+    "STACK_SIGNAL",
+    "STDIN_WORKER",
+    "Post",
+    "work",
+]
 
 STACK_SIGNAL = signal.SIGRTMIN + 4 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
 """Has a worker write the stacks of its threads, whatever it is doing."""
+
+STDIN_WORKER = 1
+"""The one that has the supervisor's standard input; until it retires, for its successor has it."""
 
 ORPHAN_SECONDS = 5.0
 """Beyond drain_timeout, before a worker without a supervisor is ended by SIGALRM."""
@@ -166,6 +180,7 @@ class _Boss:
             data = b""
         *orders, self._heard = (self._heard + data).split(b"\n")
         if RETIRE in orders:
+            leave_stdin()
             self._stage.retire()
         if ABORT in orders:
             self._stage.abort()

@@ -265,3 +265,16 @@ def test_labels_are_moved_apart_and_no_further_than_needed() -> None:
     assert places[0] == 0.1
     assert [b - a for a, b in itertools.pairwise(places[1:])] == pytest.approx([0.1] * 3)
     assert sum(places[1:]) == pytest.approx(0.48 + 0.50 + 0.52 + 0.58)
+
+
+def test_bus_is_measured_for_each_number_of_subscribers() -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "bus.py"), "100"],
+        capture_output=True,
+        text=True,
+        timeout=RUN_TIMEOUT,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    figures = [line.split() for line in done.stdout.splitlines()[1:]]
+    assert [row[:2] for row in figures] == [[b, n] for b in ("64", "4096") for n in "124"]
+    assert all(float(cell.replace(",", "")) > 0 for row in figures for cell in row)

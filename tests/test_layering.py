@@ -33,6 +33,7 @@ PYTHON_LEVELS = """
     thread_model fork_model
     bus models
     redis_broker nats_broker shm_broker
+    remote_broker
     subscription
     broker
     acceptor
@@ -83,12 +84,22 @@ C_ARROWS: dict[str, set[str]] = {
     "blocking": {"sock"},
     "fdset": set(),
     "sock": set(),
-    "lock": {"sock"},
+    "step": set(),
+    "lock": {"sock", "step"},
     "placed_lock": set(),
     "region": {"lock", "sock"},
     "region_make": {"region", "sock"},
-    "pyloop": {"pyloop_map", "pyloop_memory", "pyloop_page", "pyloop_parts", "pyloop_semaphore"},
+    "feed": {"region", "lock", "step"},
+    "pyloop": {
+        "pyloop_feed",
+        "pyloop_map",
+        "pyloop_memory",
+        "pyloop_page",
+        "pyloop_parts",
+        "pyloop_semaphore",
+    },
     "pyloop_map": set(),
+    "pyloop_feed": set(),
     "pyloop_memory": set(),
     "pyloop_page": set(),
     "pyloop_parts": set(),

@@ -107,8 +107,9 @@ class Program:
         self._log = tempfile.TemporaryFile("w+b")  # noqa: SIM115 -- closed by __exit__
         self._seen = b""
         env = {**os.environ, "PYLOOP_BACKEND": backend, **popen.pop("env", {})}
+        prefix = popen.pop("prefix", ())  # a command that runs another one in other surroundings
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PRELUDE + textwrap.dedent(source), *args],
+            [*prefix, sys.executable, "-c", PRELUDE + textwrap.dedent(source), *args],
             stdout=subprocess.PIPE,
             stderr=self._log,
             env=env,
