@@ -14,9 +14,9 @@ PIP := $(PY) -m pip --disable-pip-version-check -qq
 CORE := $(wildcard csrc/*.c csrc/*.h csrc/fastpath/*.c csrc/fastpath/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check asan fuzz bench bench-all bench-models soak docs wheel format clean build
+.PHONY: help run test check asan tsan fuzz bench bench-all bench-models soak docs wheel format clean build
 MAKEFLAGS += --no-print-directory --no-builtin-rules
-.PRECIOUS: build/asan/%.o build/strict/%.o
+.PRECIOUS: build/asan/%.o build/tsan/%.o build/steps/%.o build/strict/%.o
 .DELETE_ON_ERROR:
 
 help: ## say what each target does
@@ -26,8 +26,8 @@ help: ## say what each target does
 run: $(VENV)/.built ## build and start the chat server on 127.0.0.1:8888 (Ctrl-C ends it)
 	@exec $(PY) examples/chat.py
 
-test: $(VENV)/.test $(VENV)/.built ## build and run all tests, those of the C core under ASan and UBSan first
-	@$(MAKE) asan
+test: $(VENV)/.test $(VENV)/.built ## build and run all tests, those of the C core under sanitizers first
+	@$(MAKE) asan tsan
 	@$(PY) -m pytest -n 3 $(ARGS)
 
 build: $(VENV)/.built ## build into the checkout, as run and test do by themselves
@@ -104,6 +104,16 @@ build/asan/test_%: tests/c/test_%.c $(ASAN_OBJECTS)
 	@mkdir -p $(@D)
 	@$(CC) $(SAN) -MMD -MP -MF $@.d $< $(ASAN_OBJECTS) $(WRAP) -o $@
 
+# With the marked steps of csrc/step.h, at each of which it kills a process.
+STEP_SOURCES := lock ring
+build/steps/%.o: csrc/%.c
+	@mkdir -p $(@D)
+	@$(CC) $(SAN) -DPL_STEPS -MMD -MP -c $< -o $@
+
+build/asan/test_ring_steps: tests/c/test_ring_steps.c $(ASAN_OBJECTS) $(STEP_SOURCES:%=build/steps/%.o)
+	@$(CC) $(SAN) -MMD -MP -MF $@.d $< $(STEP_SOURCES:%=build/steps/%.o) \
+		$(filter-out $(STEP_SOURCES:%=build/asan/%.o),$(ASAN_OBJECTS)) $(WRAP) -o $@
+
 # libFuzzer where there is clang; else the program drives itself.
 build/fuzz/fuzz_%: tests/c/fuzz_%.c $(C_SOURCES) $(wildcard csrc/*.h tests/c/*.h)
 	@mkdir -p $(@D)
@@ -114,12 +124,32 @@ build/strict/%.o: csrc/%.c
 	@mkdir -p $(@D)
 	@$(CC) -std=c11 -D_GNU_SOURCE -O2 $(WARN) -Werror -Icsrc -MMD -MP -c $< -o $@
 
--include $(wildcard build/asan/*.d build/strict/*.d)
+-include $(wildcard build/asan/*.d build/steps/*.d build/strict/*.d)
 
 asan: $(C_TESTS:%=build/asan/%) ## unit tests of the C core under AddressSanitizer and UBSan
 	@failed=; for t in $(C_TESTS); do echo "-- $$t"; build/asan/$$t || failed="$$failed $$t"; done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi; \
 	echo "C unit tests: $(words $(C_TESTS)) programs passed"
+
+# TSan wants an address space that is not randomized. Counters are plain words that others read, on purpose: not them.
+TSAN := $(subst address$(comma)undefined,thread,$(SAN))
+TSAN_TESTS := $(filter-out test_counters,$(patsubst tests/c/%.c,%,$(shell grep -l pthread_create tests/c/test_*.c)))
+TSAN_OBJECTS := $(C_SOURCES:csrc/%.c=build/tsan/%.o)
+
+build/tsan/%.o: csrc/%.c
+	@mkdir -p $(@D)
+	@$(CC) $(TSAN) -MMD -MP -c $< -o $@
+
+build/tsan/test_%: tests/c/test_%.c $(TSAN_OBJECTS)
+	@mkdir -p $(@D)
+	@$(CC) $(TSAN) -MMD -MP -MF $@.d $< $(TSAN_OBJECTS) $(WRAP) -o $@
+
+-include $(wildcard build/tsan/*.d)
+
+tsan: $(TSAN_TESTS:%=build/tsan/%) ## the C tests with threads under ThreadSanitizer
+	@failed=; for t in $(TSAN_TESTS); do echo "-- $$t"; setarch -R build/tsan/$$t || failed="$$failed $$t"; done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi; \
+	echo "C tests with threads: $(words $(TSAN_TESTS)) programs passed"
 
 fuzz: $(C_FUZZ:%=build/fuzz/%) ## fuzz the C core, SECONDS=60 for each target
 	@set -e; flags="$(SECONDS)"; [ -z "$(CLANG)" ] || flags="-max_total_time=$(SECONDS) -print_final_stats=1 ."; \

@@ -13,7 +13,7 @@ from pathlib import Path
 from cffi import FFI
 
 CSRC = Path(__file__).resolve().parent / "csrc"
-CONTRACT = ("pyloop_parts.h", "pyloop_page.h", "pyloop_memory.h", "pyloop.h")
+CONTRACT = ("pyloop_parts.h", "pyloop_page.h", "pyloop_memory.h", "pyloop_ring.h", "pyloop.h")
 BEGIN, END = "/* cffi: begin */", "/* cffi: end */"
 
 

@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "sock.h"
+#include "step.h"
 
 #ifdef __linux__
 #include <linux/futex.h>
@@ -33,15 +34,6 @@
 #define PID_MASK (CONTENDED - 1)
 #define SPINS 200
 #define STAT_BYTES 1024
-
-static inline void pause_briefly(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
 
 /* ---- time ---- */
 
@@ -256,7 +248,7 @@ int lock_acquire(struct pl_self *self, _Atomic(uint64_t) *word, int64_t deadline
     for (int i = 0; i < SPINS; i++) { /* holders are quick, and mostly on another core */
         if (!atomic_load_explicit(word, memory_order_relaxed) && take(word, 0, me))
             return 0;
-        pause_briefly();
+        lock_pause();
     }
     for (;;) { /* from here on others may wait as well, so whoever gets it must wake one */
         uint64_t held = atomic_load(word);
@@ -281,8 +273,10 @@ int lock_release(struct pl_self *self, _Atomic(uint64_t) *word)
     uint64_t held = atomic_load_explicit(word, memory_order_relaxed);
     if ((held & ~CONTENDED) != self_word(self))
         return -EPERM;
-    if (atomic_exchange(word, 0) & CONTENDED)
+    if (atomic_exchange(word, 0) & CONTENDED) {
+        STEP();
         wake_one(word);
+    }
     return 0;
 }
 

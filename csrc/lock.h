@@ -24,6 +24,16 @@ void self_begin(struct pl_self *self); /* no longer */
 int lock_acquire(struct pl_self *self, _Atomic(uint64_t) *word, int64_t deadline);
 int lock_release(struct pl_self *self, _Atomic(uint64_t) *word);
 
+/* Between two looks at a word that another CPU is about to change. */
+static inline void lock_pause(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
 /* When `timeout_ns` from now has passed; -1 and 0 stay what they are. */
 int64_t deadline_of(int64_t timeout_ns);
 

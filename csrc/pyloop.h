@@ -1,6 +1,7 @@
 /* pyloop.h -- the contract between the C core and Python: the loop, and what holds for all of it.
  *
- * pyloop_parts.h has what works without a loop, pyloop_page.h counters and their memory, pyloop_memory.h locks.
+ * pyloop_parts.h has what works without a loop, pyloop_page.h counters and their memory, pyloop_memory.h locks,
+ * pyloop_ring.h messages between processes.
  * Everything that Python may see stands between the two markers in these headers, and build_ffi.py hands those
  * lines to cffi: there is no second copy of them.
  *
@@ -28,6 +29,7 @@
 #include "pyloop_memory.h"
 #include "pyloop_page.h"
 #include "pyloop_parts.h"
+#include "pyloop_ring.h"
 
 /* cffi: begin */
 

@@ -166,56 +166,35 @@ static int new_latch(int bell)
     return latch;
 }
 
-static void close_latch(_Atomic(int) *place)
+int region_latch(struct region *r)
 {
-    int latch = atomic_exchange(place, -1);
-    if (latch >= 0)
-        sock_close(latch);
+    int latch = atomic_exchange(&r->latch, -1);
+    return latch < 0 ? new_latch(r->bell) : latch;
 }
 
-/* Two threads may wait at once, and an edge is told to one of them only: so each takes a latch for itself. */
-static void give_back(struct region *r, int latch)
+void region_return(struct region *r, int latch)
 {
     int none = -1;
     if (!atomic_compare_exchange_strong(&r->latch, &none, latch))
         sock_close(latch);
 }
 
-int region_wait(struct region *r, int64_t deadline)
+int region_wait(int latch, int64_t deadline)
 {
-    int latch = atomic_exchange(&r->latch, -1);
-    if (latch < 0 && (latch = new_latch(r->bell)) < 0)
-        return latch;
     int64_t ns = time_left(deadline, (int64_t)INT32_MAX * 1000000);
     int ms = deadline < 0 ? -1 : (int)((ns + 999999) / 1000000);
     struct epoll_event event;
     int n = epoll_wait(latch, &event, 1, ms);
-    int rc = n < 0 ? -errno : n ? 0
-                                : -ETIMEDOUT;
-    give_back(r, latch);
-    return rc;
+    if (n < 0)
+        return -errno;
+    return n || deadline < 0 ? 0 : -ETIMEDOUT;
 }
 
-int region_watch(struct region *r)
+static void close_latch(struct region *r)
 {
-    int latch = atomic_load(&r->watch);
+    int latch = atomic_exchange(&r->latch, -1);
     if (latch >= 0)
-        return latch;
-    int none = -1;
-    if ((latch = new_latch(r->bell)) < 0)
-        return latch;
-    if (atomic_compare_exchange_strong(&r->watch, &none, latch))
-        return latch;
-    sock_close(latch);
-    return none;
-}
-
-void region_quiet(struct region *r)
-{
-    struct epoll_event event;
-    int latch = atomic_load(&r->watch);
-    if (latch >= 0)
-        (void)epoll_wait(latch, &event, 1, 0);
+        sock_close(latch);
 }
 
 /* ---- forks ---- */
@@ -242,16 +221,14 @@ int region_enter(struct region *r)
     if (rc < 0)
         return rc;
     atomic_store(&r->thread, 0); /* a thread that stayed behind may have had it */
-    close_latch(&r->latch);
-    close_latch(&r->watch);
+    close_latch(r);
     self_begin(&r->self);
     return 0;
 }
 
 void region_fini(struct region *r)
 {
-    close_latch(&r->latch);
-    close_latch(&r->watch);
+    close_latch(r);
     if (r->base)
         pl_memory_unmap(r->base, r->size);
     if (r->bell >= 0)
@@ -267,9 +244,9 @@ int region_enter(struct region *r) { return r ? -ENOSYS : 0; }
 
 void region_unlock(struct region *r, int n) { (void)r, (void)n; }
 int region_ring(struct region *r) { return r ? -ENOSYS : 0; }
-int region_wait(struct region *r, int64_t deadline) { return r && deadline ? -ENOSYS : 0; }
-int region_watch(struct region *r) { return r ? -ENOSYS : 0; }
-void region_quiet(struct region *r) { (void)r; }
+int region_latch(struct region *r) { return r ? -ENOSYS : 0; }
+void region_return(struct region *r, int latch) { (void)r, (void)latch; }
+int region_wait(int latch, int64_t deadline) { return latch && deadline ? -ENOSYS : 0; }
 void region_fini(struct region *r) { (void)r; }
 
 int region_lock(struct region *r, int n, int64_t deadline)

@@ -35,6 +35,7 @@ struct region_head {
     uint64_t size;      /* bytes of all, this head too */
     uint64_t params[3]; /* what the kind wants to remember */
     uint64_t mark;      /* the same magic, written first: it is being made */
+    uint64_t bell;      /* named: the FIFO's inode, so that another one in its place is told from it */
 };
 
 struct region {
@@ -42,8 +43,7 @@ struct region {
     uint64_t size;
     int fd;   /* memfd or shm object */
     int bell; /* eventfd or FIFO */
-    _Atomic(int) latch; /* a spare epoll of this process that hears the bell, or -1 */
-    _Atomic(int) watch; /* the one that region_watch gave, or -1 */
+    _Atomic(int) latch; /* a spare one of this process, or -1 */
     struct pl_self self;
     _Atomic(uint64_t) thread; /* named: a lock word of this process, whose threads a file lock lets pass */
 };
@@ -60,7 +60,7 @@ enum region_create {
 int region_new(struct region *r, const char *label, const struct region_head *want);
 
 /* 1: created, 0: attached; -EEXIST, -ENOENT, -EACCES, PL_E_FOREIGN: something else has that name, or one that was left
- * half made. `name` has no slash, 1..REGION_NAME_MAX bytes (-EINVAL). */
+ * half made. `name` has no slash, 1..REGION_NAME_MAX bytes, and does not end in ".bell" (-EINVAL). */
 int region_open(struct region *r, const char *name, enum region_create create,
                 const struct region_head *want, struct region_head *found);
 
@@ -95,11 +95,14 @@ int region_store(struct region *r, uint64_t offset, uint64_t value);
 /* Wake everybody who waits, in all processes. 0 or -errno (nobody can be woken then). */
 int region_ring(struct region *r);
 
-/* Wait for the bell. 0: it rang, now or since the last wait (look again); -ETIMEDOUT; -EINTR; -errno. */
-int region_wait(struct region *r, int64_t deadline);
+/* An fd that becomes readable when the bell rings; the caller's, one for each thread or loop that waits, since an
+ * edge is told once. It remembers: take it, then look at what is waited for, then wait, and no ring is missed.
+ * -EMFILE and its kin. region_return keeps one for the next region_latch, or closes it. */
+int region_latch(struct region *r);
+void region_return(struct region *r, int latch);
 
-/* An fd, the region's, that becomes readable when the bell rings; region_quiet makes it unreadable again. */
-int region_watch(struct region *r);
-void region_quiet(struct region *r);
+/* Wait for the bell. 0: it rang, now or since the last wait on this latch (look again), or perhaps not; -ETIMEDOUT;
+ * -EINTR; -errno. */
+int region_wait(int latch, int64_t deadline);
 
 #endif

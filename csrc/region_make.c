@@ -34,11 +34,17 @@ struct names {
     char bell[sizeof SHM + REGION_NAME_MAX + sizeof BELL];
 };
 
+/* NAME.bell is no name: it may be the bell of another region. */
+static int is_name(const char *name, size_t len)
+{
+    size_t bell = sizeof BELL - 1;
+    return len && len <= REGION_NAME_MAX && !strchr(name, '/') && strcmp(name, ".") &&
+           strcmp(name, "..") && (len < bell || strcmp(name + len - bell, BELL));
+}
+
 static int make_names(struct names *names, const char *name)
 {
-    size_t len = strlen(name);
-    if (!len || len > REGION_NAME_MAX || strchr(name, '/') || !strcmp(name, ".") ||
-        !strcmp(name, ".."))
+    if (!is_name(name, strlen(name)))
         return -EINVAL;
     (void)snprintf(names->object, sizeof names->object, "/%s", name);
     (void)snprintf(names->bell, sizeof names->bell, SHM "%s" BELL, name);
@@ -49,7 +55,6 @@ static int begin(struct region *r)
 {
     *r = (struct region){.fd = -1, .bell = -1};
     atomic_init(&r->latch, -1);
-    atomic_init(&r->watch, -1);
     int rc = self_init(&r->self);
     if (rc == 0)
         self_begin(&r->self);
@@ -147,7 +152,7 @@ fail:
 
 /* ---- named ---- */
 
-static int open_bell(const char *path)
+static int open_bell(const char *path, uint64_t *inode)
 {
     struct stat status;
     int fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
@@ -158,14 +163,29 @@ static int open_bell(const char *path)
                                                            : 0;
     if (rc == 0 && !S_ISFIFO(status.st_mode))
         rc = PL_E_FOREIGN;
-    if (rc < 0)
+    if (rc < 0) {
         sock_close(moved < 0 ? fd : moved);
-    return rc < 0 ? rc : moved;
+        return rc;
+    }
+    *inode = status.st_ino;
+    return moved;
+}
+
+/* Only a FIFO can be a bell: what else has its name belongs to somebody else. */
+static int unlink_bell(const char *path)
+{
+    struct stat status;
+    if (lstat(path, &status) < 0)
+        return errno == ENOENT ? 0 : -errno;
+    if (!S_ISFIFO(status.st_mode))
+        return PL_E_FOREIGN;
+    return unlink(path) < 0 && errno != ENOENT ? -errno : 0;
 }
 
 /* Fill an empty object. All its pages are taken now: a full memory is an error here, and never again. */
 static int furnish(struct region *r, const struct names *names, const struct region_head *want)
 {
+    uint64_t inode;
     int rc = write_head(r, want);
     if (rc < 0)
         return rc;
@@ -174,11 +194,12 @@ static int furnish(struct region *r, const struct names *names, const struct reg
     while (rc == EINTR);
     if (rc)
         return -rc;
-    if (unlink(names->bell) < 0 && errno != ENOENT)
-        return -errno;
+    if ((rc = unlink_bell(names->bell)) < 0)
+        return rc;
     if (mkfifo(names->bell, OBJECT_MODE) < 0)
         return -errno;
-    if ((rc = r->bell = open_bell(names->bell)) < 0)
+    if ((rc = r->bell = open_bell(names->bell, &inode)) < 0 ||
+        (rc = region_store(r, offsetof(struct region_head, bell), inode)) < 0)
         return rc;
     return finish_head(r);
 }
@@ -204,11 +225,13 @@ static int is_half_made(struct region *r, const struct stat *status)
 static int attach(struct region *r, const struct names *names, const struct region_head *want,
                   struct region_head *found)
 {
+    uint64_t inode;
     int rc = check_head(r, want, found);
     if (rc < 0)
         return rc;
-    r->bell = open_bell(names->bell);
-    return r->bell < 0 ? r->bell : ATTACHED;
+    if ((rc = r->bell = open_bell(names->bell, &inode)) < 0)
+        return rc;
+    return inode == found->bell ? ATTACHED : PL_E_FOREIGN;
 }
 
 /* What to do with the object behind r->fd, whose file lock is ours. */
@@ -218,6 +241,8 @@ static int settle(struct region *r, const struct names *names, enum region_creat
     struct stat status;
     if (fstat(r->fd, &status) < 0)
         return -errno;
+    if (!S_ISREG(status.st_mode))
+        return PL_E_FOREIGN;
     if (!status.st_nlink)
         return AGAIN; /* unlinked meanwhile */
     int rc = is_half_made(r, &status);
@@ -229,7 +254,7 @@ static int settle(struct region *r, const struct names *names, enum region_creat
         return AGAIN;
     if ((rc = furnish(r, names, want)) < 0) {
         (void)shm_unlink(names->object);
-        (void)unlink(names->bell);
+        (void)unlink_bell(names->bell);
         return rc;
     }
     *found = *want;
@@ -296,7 +321,7 @@ int region_unlink(const char *name)
         return rc;
     rc = shm_unlink(names.object) < 0 ? -errno : 0;
     if (rc == 0 || rc == -ENOENT)
-        (void)unlink(names.bell);
+        (void)unlink_bell(names.bell);
     return rc;
 }
 

@@ -2,11 +2,13 @@
 #include "region.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -42,15 +44,22 @@ static void *ring_soon(void *r)
 static void check_bell(struct region *r)
 {
     pthread_t thread;
+    int latch = region_latch(r), other = region_latch(r);
+    CHECK(latch > 2 && other > 2 && latch != other);
     CHECK(pthread_create(&thread, NULL, ring_soon, r) == 0);
-    CHECK(region_wait(r, -1) == 0);
+    CHECK(region_wait(latch, -1) == 0);
     CHECK(pthread_join(thread, NULL) == 0);
-    while (region_wait(r, deadline_of(1)) == 0)
+    while (region_wait(latch, deadline_of(1)) == 0)
         ;
-    CHECK(region_wait(r, deadline_of(1000)) == -ETIMEDOUT);
-    for (int i = 0; i < 20000; i++) /* more than a FIFO holds */
+    CHECK(region_wait(latch, deadline_of(1000)) == -ETIMEDOUT);
+    CHECK(region_wait(other, -1) == 0); /* it remembers, whatever the others heard */
+    for (int i = 0; i < 20000; i++)     /* more than a FIFO holds */
         CHECK(region_ring(r) == 0);
-    CHECK(region_wait(r, deadline_of(1000000000)) == 0);
+    CHECK(region_wait(latch, deadline_of(1000000000)) == 0);
+    region_return(r, latch);
+    region_return(r, other);
+    CHECK(region_latch(r) == latch);
+    region_return(r, latch);
 }
 
 /* A child takes the lock and dies with it. */
@@ -115,7 +124,45 @@ static void test_named(void)
     CHECK(region_open(&other, name, REGION_ATTACH, &want, &found) == PL_E_FOREIGN);
     CHECK(region_unlink(name) == 0 && region_unlink(name) == -ENOENT);
     CHECK(region_unlink("a/b") == -EINVAL && region_unlink("") == -EINVAL);
+    CHECK(region_unlink("a.bell") == -EINVAL && region_unlink("..") == -EINVAL);
     region_fini(&r);
 }
 
-CHECK_MAIN(RUN(test_nameless); RUN(test_named);)
+static void bell_of(char *path, size_t len)
+{
+    (void)snprintf(path, len, "/dev/shm/pyloop-test-%d.bell", (int)getpid());
+}
+
+static void test_other_bell_is_foreign(void)
+{
+    struct region r, other;
+    struct region_head found;
+    char name[64], bell[80];
+    name_of(name, sizeof name);
+    bell_of(bell, sizeof bell);
+    CHECK(region_open(&r, name, REGION_CREATE, &want, &found) == 1);
+    CHECK(unlink(bell) == 0 && mkfifo(bell, 0600) == 0);
+    CHECK(region_open(&other, name, REGION_ATTACH, &want, &found) == PL_E_FOREIGN);
+    CHECK(unlink(bell) == 0);
+    CHECK(region_open(&other, name, REGION_ATTACH, &want, &found) == PL_E_FOREIGN);
+    CHECK(region_unlink(name) == 0);
+    region_fini(&r);
+}
+
+/* What is no FIFO is not ours to remove. */
+static void test_file_in_the_bell_s_place_stays(void)
+{
+    struct region r;
+    struct region_head found;
+    char name[64], bell[80];
+    name_of(name, sizeof name);
+    bell_of(bell, sizeof bell);
+    int fd = open(bell, O_CREAT | O_EXCL | O_RDWR, 0600);
+    CHECK(fd >= 0 && close(fd) == 0);
+    CHECK(region_open(&r, name, REGION_CREATE, &want, &found) == PL_E_FOREIGN);
+    CHECK(region_open(&r, name, REGION_ATTACH, &want, &found) == -ENOENT);
+    CHECK(unlink(bell) == 0);
+}
+
+CHECK_MAIN(RUN(test_nameless); RUN(test_named); RUN(test_other_bell_is_foreign);
+           RUN(test_file_in_the_bell_s_place_stays);)
