@@ -14,16 +14,10 @@
 
 #define PL_RING_NAME_MAX 200 /* bytes */
 #define PL_RING_PATIENCE_NS 50000000 /* what a call that does not wait for messages or room waits for a lock */
+#define PL_RING_SLICE_NS 1000000000 /* the longest wait: then -EINTR, for signals that came before it */
 #define PL_RING_CAPACITY_MAX 0x400000000000
 
 struct pl_ring;
-
-struct pl_ring_info {
-    uint64_t capacity;    /* bytes that records may take: a record is a message, 8 bytes more, and up to 7 of padding */
-    uint64_t max_message; /* bytes of the longest message */
-    uint64_t used;        /* bytes that records took a moment ago */
-    uint64_t shut;        /* was it shut down? */
-};
 
 enum pl_ring_create {
     PL_RING_ATTACH = 0, /* -ENOENT when there is none of that name */
@@ -56,7 +50,7 @@ int pl_ring_enter(struct pl_ring *ring);
 /* Append a message, or take the first one into `to`, which has room for max_message bytes: its length. Both wait for
  * room or a message, with timeout_ns 0 only for other processes to let go of the lock, PL_RING_PATIENCE_NS at most.
  * -ETIMEDOUT; -EINTR: call again with the time that is left; PL_E_SHUT; PL_E_TOO_LONG; PL_E_CORRUPT; -EBADF after
- * pl_ring_close; -EMFILE and its kin when a wait needs an fd. Nothing was put or got then.
+ * pl_ring_close, and when ring is NULL; -EMFILE and its kin when a wait needs an fd. Nothing was put or got then.
  * A process killed in the middle has put all of its message or nothing, and got its message or left it. */
 int pl_ring_put(struct pl_ring *ring, const uint8_t *data, size_t len, int64_t timeout_ns);
 int64_t pl_ring_get(struct pl_ring *ring, uint8_t *to, int64_t timeout_ns);
@@ -77,7 +71,12 @@ int pl_ring_shut(struct pl_ring *ring, int64_t timeout_ns);
 /* For this process: calls that wait, and all later ones, return -EBADF. The fds stay until pl_ring_free. */
 void pl_ring_close(struct pl_ring *ring);
 
-int pl_ring_look(struct pl_ring *ring, struct pl_ring_info *info); /* 0, PL_E_CORRUPT, -errno */
+/* Bytes that records may take: a record is a message, 8 bytes more, and up to 7 of padding. */
+uint64_t pl_ring_capacity(const struct pl_ring *ring);
+uint64_t pl_ring_max_message(const struct pl_ring *ring); /* bytes of the longest message */
+
+/* Bytes that records took a moment ago; -ETIMEDOUT: another process keeps the lock; PL_E_CORRUPT, -EBADF, -errno. */
+int64_t pl_ring_used(struct pl_ring *ring);
 
 /* cffi: end */
 

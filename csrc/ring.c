@@ -185,7 +185,7 @@ static int get_record(struct pl_ring *ring, struct job *job, const struct marks 
 
 static int begin(struct pl_ring *ring)
 {
-    return atomic_load(&ring->closed) ? -EBADF : region_enter(&ring->region);
+    return !ring || atomic_load(&ring->closed) ? -EBADF : region_enter(&ring->region);
 }
 
 /* DONE, NOT_YET, -ETIMEDOUT when the lock could not be had, -errno, PL_E_*. */
@@ -238,6 +238,16 @@ static void spin(struct pl_ring *ring, const struct job *job)
         }
 }
 
+/* A signal may come just before the wait begins: the caller is let out now and then, to look for one. */
+static int wait_slice(int latch, int64_t deadline)
+{
+    int64_t left = time_left(deadline, PL_RING_SLICE_NS);
+    int rc = region_wait(latch, deadline_of(left > 0 ? left : 1));
+    if (rc == -ETIMEDOUT && time_left(deadline, 1))
+        return -EINTR;
+    return rc;
+}
+
 /* The latch was taken before: a ring from then on ends the wait. */
 static int wait_turn(struct pl_ring *ring, struct job *job, int latch, int64_t deadline)
 {
@@ -250,8 +260,7 @@ static int wait_turn(struct pl_ring *ring, struct job *job, int latch, int64_t d
         if (rc == NOT_YET)
             continue;
         STEP();
-        rc = region_wait(latch, deadline);
-        if (rc < 0 && (rc != -ETIMEDOUT || !time_left(deadline, 1)))
+        if ((rc = wait_slice(latch, deadline)) < 0)
             return rc;
     }
 }
@@ -281,7 +290,7 @@ int pl_ring_enter(struct pl_ring *ring) { return region_enter(&ring->region); }
 
 int pl_ring_put(struct pl_ring *ring, const uint8_t *data, size_t len, int64_t timeout_ns)
 {
-    if (len > ring->max_message)
+    if (ring && len > ring->max_message)
         return PL_E_TOO_LONG;
     struct job job = {.side = PUT, .need = record_bytes(len), .data = data, .len = len};
     return carry_out(ring, &job, timeout_ns);
@@ -302,7 +311,7 @@ int pl_ring_arm_get(struct pl_ring *ring)
 
 int pl_ring_arm_put(struct pl_ring *ring, size_t len)
 {
-    if (len > ring->max_message)
+    if (ring && len > ring->max_message)
         return PL_E_TOO_LONG;
     struct job job = {.side = PUT, .need = record_bytes(len)};
     return arm(ring, &job, deadline_of(PL_RING_PATIENCE_NS));
@@ -334,11 +343,13 @@ int pl_ring_shut(struct pl_ring *ring, int64_t timeout_ns)
 
 void pl_ring_close(struct pl_ring *ring)
 {
+    if (!ring)
+        return;
     atomic_store(&ring->closed, 1);
     (void)region_ring(&ring->region);
 }
 
-int pl_ring_look(struct pl_ring *ring, struct pl_ring_info *info)
+int64_t pl_ring_used(struct pl_ring *ring)
 {
     struct marks m;
     int rc = begin(ring);
@@ -346,8 +357,5 @@ int pl_ring_look(struct pl_ring *ring, struct pl_ring_info *info)
         return rc;
     rc = read_marks(ring, &m);
     region_unlock(&ring->region, GET);
-    if (rc < 0)
-        return rc;
-    *info = (struct pl_ring_info){ring->capacity, ring->max_message, m.used, m.shut};
-    return 0;
+    return rc < 0 ? rc : (int64_t)m.used;
 }

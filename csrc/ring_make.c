@@ -107,3 +107,5 @@ void pl_ring_free(struct pl_ring *ring)
 int pl_ring_unlink(const char *name) { return region_unlink(name); }
 int pl_ring_fd(const struct pl_ring *ring) { return ring->region.fd; }
 int pl_ring_bell(const struct pl_ring *ring) { return ring->region.bell; }
+uint64_t pl_ring_capacity(const struct pl_ring *ring) { return ring->capacity; }
+uint64_t pl_ring_max_message(const struct pl_ring *ring) { return ring->max_message; }

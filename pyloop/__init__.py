@@ -4,9 +4,16 @@
 """
 
 from pyloop.blocking import BlockingConnection
+from pyloop.channel import Channel
 from pyloop.client import connect, dial
 from pyloop.connection import Connection
-from pyloop.errors import ConnectionClosed, FramingError, PyloopError, WriteLimitError
+from pyloop.errors import (
+    ChannelClosed,
+    ConnectionClosed,
+    FramingError,
+    PyloopError,
+    WriteLimitError,
+)
 from pyloop.framing import Delimited, FixedSize, LengthPrefixed, Lines, Netstring, Raw
 from pyloop.loop import Loop, new_event_loop
 from pyloop.protocol import Protocol
@@ -16,6 +23,8 @@ from pyloop.stats import Counters, LoopStats, ProcessStats, ServerStats, WorkerS
 
 __all__ = [
     "BlockingConnection",
+    "Channel",
+    "ChannelClosed",
     "Connection",
     "ConnectionClosed",
     "Counters",

@@ -7,7 +7,6 @@ is made of. Nothing here knows pyloop's loop. An fd is an int or any object with
 from __future__ import annotations
 
 import errno
-import math
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from pyloop.core import check, ffi, lib
 from pyloop.framing import Framing
+from pyloop.waiting import NO_END, nanoseconds
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -30,10 +30,6 @@ __all__ = [
 
 FD_SETSIZE: int = lib.pl_fdset_size()
 """An FdSet holds fds from 0 to one less than this: a constant of the C library."""
-
-_NS_PER_S = 1_000_000_000
-_NO_END = -1
-_LONGEST_S = 1_000_000_000  # 31 years, so that ns fit 64 bits; beyond, there is no end
 
 
 class HasFileno(Protocol):
@@ -177,13 +173,13 @@ def select(
     given = [id(s) for s in (read, write, error) if s is not None]
     if len(set(given)) < len(given):
         raise ValueError("one FdSet was passed twice: select would overwrite it")
-    left = _nanoseconds(timeout)
+    left = nanoseconds(timeout)
     deadline = time.monotonic_ns() + left
     while True:
         code = lib.pl_fdset_select(*sets, left)
         if code != -errno.EINTR:
             return check(code)
-        if left != _NO_END:  # the handler has run by now
+        if left != NO_END:  # the handler has run by now
             left = max(0, deadline - time.monotonic_ns())
 
 
@@ -351,12 +347,3 @@ def _cdata_of(name: str, fds: FdSet | None) -> Any:
     if not isinstance(fds, FdSet):
         raise TypeError(f"{name} must be an FdSet or None, not {type(fds).__name__}")
     return fds._set
-
-
-def _nanoseconds(timeout: float | None) -> int:
-    """Return seconds as ns, rounded up, for the core."""
-    if timeout is None or timeout > _LONGEST_S:
-        return _NO_END
-    if not timeout >= 0:
-        raise ValueError(f"timeout must be 0 or more seconds, not {timeout}")
-    return math.ceil(timeout * _NS_PER_S)

@@ -37,7 +37,7 @@ PYTHON_LEVELS = """
     broker
     acceptor
     forking
-    channel loop
+    channel rings turns loop
     dispatch transports tls handlers
     served_tls
     served
@@ -47,7 +47,7 @@ PYTHON_LEVELS = """
     protocol
     supervision slots
     memory lowlevel options framing listening
-    page
+    waiting page
     core
     _core errors address
 """
