@@ -178,7 +178,9 @@ soak: $(VENV)/.test $(VENV)/.built ## the long runs: leaks, fds, memory (SECONDS
 	@PYLOOP_SOAK_SECONDS=$(SECONDS) $(PY) -m pytest -s -o 'norecursedirs=.*' -o timeout=0 -o faulthandler_timeout=0 tests/soak $(ARGS)
 
 bench: $(VENV)/.bench $(VENV)/.built ## the benchmark rows that have a target, in under five minutes
-	@$(PY) benchmarks/run.py $(ARGS)
+	@status=0; \
+	$(PY) benchmarks/run.py $(ARGS) || status=$$?; \
+	$(PY) benchmarks/channels.py || status=$$?; exit $$status
 
 bench-all: $(VENV)/.bench $(VENV)/.built ## every row and peer; ROWS=REGEX chooses, ROUNDS=5
 	@$(PY) benchmarks/run.py --all $(if $(ROWS),--rows "$(ROWS)") --rounds $(ROUNDS) $(ARGS)

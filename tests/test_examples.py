@@ -298,3 +298,27 @@ def test_workers_say_who_answers_and_end_on_ctrl_c(backend: str) -> None:
         assert status == 0
         assert len(re.findall(r"worker \d \(pid \d+\) is ready", err)) == 2
         bind(example.port)
+
+
+# ---- channels ----
+
+
+def test_consumer_gets_all_that_the_producer_puts() -> None:
+    done = subprocess.run(
+        command("producer.py", "3000"), capture_output=True, text=True, timeout=SECONDS
+    )
+    assert re.fullmatch(
+        r"process \d+ puts 3000 messages\n"
+        r"got 3000, [\d,]+ a second; the last one was 'reading 2999: 99 degrees'\n",
+        done.stdout,
+    ), done.stderr
+
+
+def test_consumer_ends_when_its_producer_is_killed() -> None:
+    with subprocess.Popen(
+        command("producer.py", "1000000000"), stdout=subprocess.PIPE, text=True
+    ) as consumer:
+        assert consumer.stdout
+        os.kill(int(consumer.stdout.readline().split()[1]), signal.SIGKILL)
+        assert re.match(r"got \d+, ", consumer.stdout.readline())
+        assert consumer.wait(SECONDS) == 0
