@@ -110,7 +110,7 @@ build/steps/%.o: csrc/%.c
 	@mkdir -p $(@D)
 	@$(CC) $(SAN) -DPL_STEPS -MMD -MP -c $< -o $@
 
-build/asan/test_ring_steps: tests/c/test_ring_steps.c $(ASAN_OBJECTS) $(STEP_SOURCES:%=build/steps/%.o)
+$(addprefix build/asan/,$(filter %_steps,$(C_TESTS))): build/asan/%: tests/c/%.c $(ASAN_OBJECTS) $(STEP_SOURCES:%=build/steps/%.o)
 	@$(CC) $(SAN) -MMD -MP -MF $@.d $< $(STEP_SOURCES:%=build/steps/%.o) \
 		$(filter-out $(STEP_SOURCES:%=build/asan/%.o),$(ASAN_OBJECTS)) $(WRAP) -o $@
 

@@ -2,8 +2,8 @@
 
     python examples/producer.py [COUNT]
 
-The producer waits while the channel is full, the consumer while it is empty; neither costs CPU then.
-Kill the producer (its pid is printed): the consumer gets all that it put, and ends.
+The producer waits while the channel is full, the consumer while it is empty, and neither costs CPU
+then. Kill the producer (its pid is printed): the consumer gets all that it put, and ends.
 """
 
 import multiprocessing
@@ -16,7 +16,7 @@ import pyloop
 def produce(channel: pyloop.Channel, count: int) -> None:
     """Run in another process; the channel came as an argument."""
     for number in range(count):
-        channel.put(f"reading {number}: {number % 100} degrees".encode())
+        channel.put(b"reading %d: %d degrees" % (number, number % 100))
     channel.shutdown()
 
 
@@ -41,14 +41,15 @@ def main() -> None:
         producer = processes.Process(target=produce, args=(channel, count))
         producer.start()
         print(f"process {producer.pid} puts {count} messages", flush=True)
-        got, start = 0, 0.0
+        got, size, start = 0, 0, time.perf_counter()
         for message in messages(channel, producer):
-            start = start or time.perf_counter()
+            if not got:
+                start = time.perf_counter()
             got += 1
-        rate = got / (time.perf_counter() - start) if got else 0
+            size += len(message)
+        rate = got / (time.perf_counter() - start)
         producer.join()
-        last = message.decode() if got else "nothing"
-        print(f"got {got}, {rate:,.0f} a second; the last one was {last!r}")
+        print(f"got {got} messages, {size} bytes; {rate:,.0f} messages a second")
 
 
 if __name__ == "__main__":
