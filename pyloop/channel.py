@@ -251,8 +251,14 @@ class Channel:
                 return result
         self._streak = 0
         if turns is None:
-            turns = self._turns[loop] = Turns(self._ring, loop)
+            turns = self._turns[loop] = self._new_turns(loop)
         return await turns.wait(side, attempt, is_settled, arm)
+
+    def _new_turns(self, loop: asyncio.AbstractEventLoop) -> Turns:
+        try:
+            return Turns(self._ring, loop)
+        except OSError as exc:  # closed by another thread just now, or no fd is left
+            raise ring_failure(self._name, -(exc.errno or 0)) from None
 
     # ---- the core ----
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import mmap
 import os
+import queue
+import random
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from channels import Maker, fresh_name, make, named, named_channel, start, status_of
+from channels import TIMEOUT, Maker, fresh_name, make, named, named_channel, start, status_of
 
 import pyloop
 from pyloop.core import lib
@@ -265,3 +271,35 @@ def test_waiting_reader_is_told_of_a_corrupt_channel(make: Maker) -> None:
     pid = start(read)
     Peer(channel).write(TAIL, 12)
     assert status_of(pid) == 0
+
+
+def scribble(path: str, dice: random.Random) -> None:
+    """Write words anywhere, some of them likely ones, and cut the file short where that is allowed."""
+    fd = os.open(path, os.O_RDWR)
+    while True:
+        value = dice.choice([0, 1, 8, 128, 1024, 1 << 63, dice.getrandbits(64)])
+        os.pwrite(fd, value.to_bytes(8, "little"), dice.randrange(DATA + 512) // 8 * 8)
+        if dice.random() < 0.01:
+            with contextlib.suppress(PermissionError):  # it is sealed
+                os.ftruncate(fd, dice.choice([0, 100, DATA, DATA + 64, DATA + 1024]))
+        time.sleep(0.0002)
+
+
+def test_peer_that_scribbles_all_the_time_causes_errors_and_no_more(make: Maker) -> None:
+    channel, seed = make(), random.randrange(1 << 32)
+    print(f"seed {seed}")
+    path = Peer(channel).path
+    pid = start(lambda: scribble(path, random.Random(seed)))
+    outcomes, end = collections.Counter[str](), time.monotonic() + TIMEOUT
+    try:
+        while outcomes["PyloopError"] < 100:
+            number = outcomes.total()
+            try:
+                channel.put_nowait(bytes(number % 128)) if number % 2 else channel.get_nowait()
+                outcomes["done"] += 1
+            except (pyloop.PyloopError, queue.Full, queue.Empty) as exc:
+                outcomes[type(exc).__name__] += 1
+            assert time.monotonic() < end, outcomes
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    assert status_of(pid) == -signal.SIGKILL

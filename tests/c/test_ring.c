@@ -135,6 +135,26 @@ static void test_shutdown_wakes_readers_and_writers(void)
     ring_end(ring, named);
 }
 
+/* A stopped process is not dead: who does not want to wait finds the lock taken, until it is killed. */
+static int locks_and_stops(struct pl_ring *ring)
+{
+    int rc = region_lock(&ring->region, 0, -1);
+    (void)raise(SIGSTOP);
+    return rc < 0;
+}
+
+static void test_lock_of_a_stopped_process_is_not_waited_for(void)
+{
+    struct pl_ring *ring = ring_of(named);
+    int status;
+    pid_t pid = start(ring, locks_and_stops);
+    CHECK(waitpid(pid, &status, WUNTRACED) == pid && WIFSTOPPED(status));
+    CHECK(put_number(ring, 1, 0) == -ETIMEDOUT && pl_ring_arm_get(ring) == -ETIMEDOUT);
+    CHECK(kill(pid, SIGKILL) == 0 && waitpid(pid, &status, 0) == pid);
+    CHECK(put_number(ring, 1, 0) == 0 && get_number(ring, 0) == 1);
+    ring_end(ring, named);
+}
+
 static void on_alarm(int number) { (void)number; }
 
 static void test_a_signal_ends_the_wait(void)
@@ -261,6 +281,7 @@ static int tests_of_one_kind(int kind)
     RUN(test_a_fast_writer_waits_for_its_reader);
     RUN(test_each_of_many_readers_is_woken);
     RUN(test_shutdown_wakes_readers_and_writers);
+    RUN(test_lock_of_a_stopped_process_is_not_waited_for);
     RUN(test_a_signal_ends_the_wait);
     RUN(test_latch_is_readable_when_it_is_worth_a_try);
     RUN(test_marks_that_cannot_be_are_corrupt);
