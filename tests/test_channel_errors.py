@@ -274,7 +274,7 @@ def test_waiting_reader_is_told_of_a_corrupt_channel(make: Maker) -> None:
 
 
 def scribble(path: str, dice: random.Random) -> None:
-    """Write words anywhere, some of them likely ones, and cut the file short where that is allowed."""
+    """Write words anywhere, likely ones too, and cut the file short where that is allowed."""
     fd = os.open(path, os.O_RDWR)
     while True:
         value = dice.choice([0, 1, 8, 128, 1024, 1 << 63, dice.getrandbits(64)])
