@@ -255,7 +255,7 @@ def test_no_fd_is_left_by_waiting() -> None:
                     await channel.get_async()
             if close:
                 del channel
-            await asyncio.sleep(0)  # until then the task keeps what cancelled it, and that its frames
+            await asyncio.sleep(0)  # until then the task keeps what cancelled it, and its frames
             gc.collect()
 
     async def count() -> int:
