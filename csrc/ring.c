@@ -22,7 +22,7 @@
 #include "step.h"
 
 #define SPIN_NS 10000
-#define SPIN_LOOKS 32 /* between two looks at the clock */
+#define SPIN_PAUSES 64 /* between two looks: each takes the line from the other CPU, which is about to write to it */
 
 enum side {
     PUT = 0,
@@ -111,6 +111,28 @@ static int is_ready(const struct pl_ring *ring, const struct job *job, const str
     return job->side == PUT ? ring->capacity - m->used >= job->need : m->used > 0;
 }
 
+/* With the lock of the job's side. Marks only grow, so what was seen of the other side's will do if there was room,
+ * or a message, then: to look again would fetch that line from the other CPU. */
+static int read_own_marks(struct pl_ring *ring, const struct job *job, struct marks *m)
+{
+    enum side side = job->side;
+    *m = (struct marks){0};
+    if (ring->region.base) {
+        *(side == PUT ? &m->head : &m->tail) = ring->seen[side];
+        (void)region_load(&ring->region, place(side, POSITION), side == PUT ? &m->tail : &m->head);
+        (void)region_load(&ring->region, place(side, WAITS), &m->waits[side]);
+        if (side == PUT)
+            (void)region_load(&ring->region, place(PUT, SHUT), &m->shut);
+        m->used = m->tail - m->head;
+        if (m->used <= ring->capacity && !(m->used % 8) && is_ready(ring, job, m))
+            return 0;
+    }
+    int rc = read_marks(ring, m);
+    if (rc == 0)
+        ring->seen[side] = side == PUT ? m->head : m->tail;
+    return rc;
+}
+
 /* ---- records, which may be cut in two at the end ---- */
 
 static int write_bytes(struct pl_ring *ring, uint64_t position, const void *from, uint64_t len)
@@ -196,7 +218,7 @@ static int attempt(struct pl_ring *ring, struct job *job, int64_t deadline)
     if (rc < 0 || (rc = region_lock(&ring->region, job->side, deadline)) < 0)
         return rc;
     STEP();
-    if ((rc = read_marks(ring, &m)) == 0)
+    if ((rc = read_own_marks(ring, job, &m)) == 0)
         rc = job->side == PUT ? put_record(ring, job, &m) : get_record(ring, job, &m);
     STEP();
     region_unlock(&ring->region, job->side);
@@ -230,12 +252,12 @@ static void spin(struct pl_ring *ring, const struct job *job)
     struct marks m;
     if (!ring->region.base || !ring->spins)
         return;
-    for (int64_t end = sock_now() + SPIN_NS; sock_now() < end;)
-        for (int i = 0; i < SPIN_LOOKS; i++) {
-            if (read_marks(ring, &m) < 0 || is_ready(ring, job, &m))
-                return;
+    for (int64_t end = sock_now() + SPIN_NS; sock_now() < end;) {
+        if (read_marks(ring, &m) < 0 || is_ready(ring, job, &m))
+            return;
+        for (int i = 0; i < SPIN_PAUSES; i++)
             lock_pause();
-        }
+    }
 }
 
 /* A signal may come just before the wait begins: the caller is let out now and then, to look for one. */

@@ -15,6 +15,7 @@ struct pl_ring {
     uint64_t capacity, max_message; /* this process's own: what the region says may change */
     _Atomic(int) closed;            /* in this process */
     int spins;                      /* is another CPU there, to make waiting for it worth while? */
+    uint64_t seen[2];               /* a side's last sight of the other one's mark, with its own lock */
 };
 
 static inline uint64_t record_bytes(uint64_t len)

@@ -15,8 +15,9 @@ and what it had locked can be taken.
     ARM, ARM_LOOK, ARM_LOOK2, ARM_SET, ARMED, READY    arm, under the other side's lock
     WAIT         wait_turn: region_wait
 
-Left out: the spin before LATCH, which only looks; time-outs; the padding of records, as a slot
-holds one message.
+Left out: the spin before LATCH, which only looks; what a side remembers of the other one's mark
+(read_own_marks), which is a look that was taken earlier; time-outs; the padding of records, as a
+slot holds one message.
 
 `explore` returns the number of states, or raises Fault with the way that leads to it. A fault is a
 torn message, one that comes twice, out of order or never, and a process that waits although what
