@@ -105,7 +105,7 @@ build/asan/test_%: tests/c/test_%.c $(ASAN_OBJECTS)
 	@$(CC) $(SAN) -MMD -MP -MF $@.d $< $(ASAN_OBJECTS) $(WRAP) -o $@
 
 # With the marked steps of csrc/step.h, at each of which it kills a process.
-STEP_SOURCES := lock feed
+STEP_SOURCES := lock feed ring
 build/steps/%.o: csrc/%.c
 	@mkdir -p $(@D)
 	@$(CC) $(SAN) -DPL_STEPS -MMD -MP -c $< -o $@
@@ -179,8 +179,10 @@ soak: $(VENV)/.test $(VENV)/.built ## the long runs: leaks, fds, memory (SECONDS
 	@PYLOOP_SOAK_SECONDS=$(SECONDS) $(PY) -m pytest -s -o 'norecursedirs=.*' -o timeout=0 -o faulthandler_timeout=0 tests/soak $(ARGS)
 
 bench: $(VENV)/.bench $(VENV)/.built ## the benchmark rows that have a target, in under five minutes
-	@$(PY) benchmarks/run.py $(ARGS)
-	@$(PY) benchmarks/bus.py
+	@status=0; \
+	$(PY) benchmarks/run.py $(ARGS) || status=$$?; \
+	$(PY) benchmarks/channels.py || status=$$?; \
+	$(PY) benchmarks/bus.py || status=$$?; exit $$status
 
 bench-all: $(VENV)/.bench $(VENV)/.built ## every row and peer; ROWS=REGEX chooses, ROUNDS=5
 	@$(PY) benchmarks/run.py --all $(if $(ROWS),--rows "$(ROWS)") --rounds $(ROUNDS) $(ARGS)

@@ -19,6 +19,7 @@ CONTRACT = (
     "pyloop_map.h",
     "pyloop_memory.h",
     "pyloop_semaphore.h",
+    "pyloop_ring.h",
     "pyloop_feed.h",
     "pyloop.h",
 )

@@ -21,6 +21,7 @@ PROGRAMS = {
     "load": ["load.c", "load_args.c", "load_conn.c", "load_cpu.c", "load_report.c"],
     "floor_epoll": ["floor_epoll.c"],
     "floor_select": ["floor_select.c"],
+    "floor_ring": ["floor_ring.c"],
 }
 CFLAGS = ["-O2", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra"]
 

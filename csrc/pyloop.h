@@ -1,9 +1,9 @@
 /* pyloop.h -- the contract between the C core and Python: the loop, and what holds for all of it.
  *
  * pyloop_parts.h has what works without a loop, pyloop_page.h counters and their memory, pyloop_map.h mapped files,
- * pyloop_memory.h locks, pyloop_semaphore.h semaphores, pyloop_feed.h messages for everybody. Everything that Python
- * may see stands between the two markers in these headers, and build_ffi.py hands those lines to cffi: there is
- * no second copy of them.
+ * pyloop_memory.h locks, pyloop_semaphore.h semaphores, pyloop_ring.h queues of messages, pyloop_feed.h messages for
+ * everybody. Everything that Python may see stands between the two markers in these headers, and build_ffi.py
+ * hands those lines to cffi: there is no second copy of them.
  *
  * Conventions
  *   - A function that can fail returns >= 0, or -errno, or a PL_E_* number
@@ -31,6 +31,7 @@
 #include "pyloop_memory.h"
 #include "pyloop_page.h"
 #include "pyloop_parts.h"
+#include "pyloop_ring.h"
 #include "pyloop_semaphore.h"
 
 /* cffi: begin */

@@ -16,6 +16,7 @@
 
 #include <sys/epoll.h>
 
+#define LOCK_TRIES 20
 #define NAP_FIRST_NS 20000
 #define NAP_MOST_NS 1000000
 #define DRAIN_BYTES 2048 /* less than a pipe holds: it stays readable for those who have yet to look */
@@ -86,20 +87,29 @@ int region_nap(int64_t ns)
     return nanosleep(&time, NULL) < 0 ? -errno : 0;
 }
 
-int region_lock_file(int fd, int64_t deadline)
+/* 0; -EAGAIN: another one has it; -errno. */
+static int try_lock_file(int fd)
 {
     struct flock all = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    for (int64_t ns = NAP_FIRST_NS;; ns = ns * 2 < NAP_MOST_NS ? ns * 2 : NAP_MOST_NS) {
-        if (fcntl(fd, F_OFD_SETLK, &all) == 0)
-            return 0;
-        if (errno != EAGAIN && errno != EACCES)
-            return -errno;
-        if (!(ns = time_left(deadline, ns)))
+    if (fcntl(fd, F_OFD_SETLK, &all) == 0)
+        return 0;
+    return errno == EACCES ? -EAGAIN : -errno;
+}
+
+int region_lock_file(int fd, int64_t deadline)
+{
+    int rc = -EAGAIN;
+    for (int i = 0; i < LOCK_TRIES && rc == -EAGAIN; i++) /* holders are quick */
+        rc = try_lock_file(fd);
+    for (int64_t ns = NAP_FIRST_NS; rc == -EAGAIN; rc = try_lock_file(fd)) {
+        int64_t nap = time_left(deadline, ns);
+        if (!nap)
             return -ETIMEDOUT;
-        int rc = region_nap(ns);
-        if (rc < 0)
+        if ((rc = region_nap(nap)) < 0)
             return rc;
+        ns = ns * 2 < NAP_MOST_NS ? ns * 2 : NAP_MOST_NS;
     }
+    return rc;
 }
 
 void region_unlock_file(int fd)

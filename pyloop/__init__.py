@@ -5,9 +5,16 @@
 
 from pyloop.blocking import BlockingConnection
 from pyloop.bus import Bus
+from pyloop.channel import Channel
 from pyloop.client import connect, dial
 from pyloop.connection import Connection
-from pyloop.errors import ConnectionClosed, FramingError, PyloopError, WriteLimitError
+from pyloop.errors import (
+    ChannelClosed,
+    ConnectionClosed,
+    FramingError,
+    PyloopError,
+    WriteLimitError,
+)
 from pyloop.framing import Delimited, FixedSize, LengthPrefixed, Lines, Netstring, Raw
 from pyloop.loop import Loop, new_event_loop
 from pyloop.mapped import MappedFile
@@ -24,6 +31,8 @@ from pyloop.subscription import Missed, Subscription
 __all__ = [
     "BlockingConnection",
     "Bus",
+    "Channel",
+    "ChannelClosed",
     "Connection",
     "ConnectionClosed",
     "Counters",

@@ -214,6 +214,18 @@ def test_spread_counts_every_connection_of_every_worker(load: Path) -> None:
     assert done.returncode == ("NO" in done.stdout)
 
 
+# ---- channels ----
+
+
+def test_channels_are_measured_beside_every_peer(tmp_path: Path, load: Path) -> None:
+    done = run("channels.py", "--short", "--results", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "channels.json").read_text())
+    assert len(found["rates"]) == 6
+    assert all(rates[0] > 0 for works in found["rates"].values() for rates in works.values())
+    assert [type(target["met"]) for target in found["targets"]] == [bool, bool]
+
+
 # ---- the plot ----
 
 DATA = json.loads((ROOT / "docs" / "models.json").read_text())

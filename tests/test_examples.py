@@ -347,3 +347,27 @@ def test_counter_of_several_processes_is_exact() -> None:
         command("counter.py", *args), capture_output=True, text=True, timeout=SECONDS
     )
     assert (done.stdout, done.stderr) == ("3 processes counted to 1500\n", "")
+
+
+# ---- channels ----
+
+
+def test_consumer_gets_all_that_the_producer_puts() -> None:
+    done = subprocess.run(
+        command("producer.py", "3000"), capture_output=True, text=True, timeout=SECONDS
+    )
+    assert re.fullmatch(
+        r"process \d+ puts 3000 messages\n"
+        r"got 3000 messages, 70590 bytes; [\d,]+ messages a second\n",
+        done.stdout,
+    ), done.stderr
+
+
+def test_consumer_ends_when_its_producer_is_killed() -> None:
+    with subprocess.Popen(
+        command("producer.py", "1000000000"), stdout=subprocess.PIPE, text=True
+    ) as consumer:
+        assert consumer.stdout
+        os.kill(int(consumer.stdout.readline().split()[1]), signal.SIGKILL)
+        assert re.match(r"got \d+ messages, ", consumer.stdout.readline())
+        assert consumer.wait(SECONDS) == 0

@@ -38,7 +38,7 @@ PYTHON_LEVELS = """
     broker
     acceptor
     forking
-    channel loop
+    channel rings turns loop
     dispatch transports tls handlers
     served_tls
     served
@@ -90,16 +90,20 @@ C_ARROWS: dict[str, set[str]] = {
     "region": {"lock", "sock"},
     "region_make": {"region", "sock"},
     "feed": {"region", "lock", "step"},
+    "ring": {"region", "lock", "sock", "step"},
+    "ring_make": {"ring", "region"},
     "pyloop": {
         "pyloop_feed",
         "pyloop_map",
         "pyloop_memory",
         "pyloop_page",
         "pyloop_parts",
+        "pyloop_ring",
         "pyloop_semaphore",
     },
     "pyloop_map": set(),
     "pyloop_feed": set(),
+    "pyloop_ring": set(),
     "pyloop_memory": set(),
     "pyloop_page": set(),
     "pyloop_parts": set(),
