@@ -18,9 +18,9 @@ from pyloop.errors import (
 from pyloop.framing import Delimited, FixedSize, LengthPrefixed, Lines, Netstring, Raw
 from pyloop.loop import Loop, new_event_loop
 from pyloop.mapped import MappedFile
+from pyloop.mapping import MappedView
 from pyloop.memory import SharedMemory
 from pyloop.protocol import Protocol
-from pyloop.region import MappedView
 from pyloop.run import run
 from pyloop.semaphore import Semaphore
 from pyloop.server import Server

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Set
 from typing import TYPE_CHECKING, Any
 
 from pyloop.core import lib
+from pyloop.mapping import MappedView
 from pyloop.protocol import Owner, log
-from pyloop.region import MappedView
 
 if TYPE_CHECKING:
     from pyloop.loop import Loop

@@ -15,7 +15,7 @@ from pyloop.address import Address, show_address
 from pyloop.core import check, failure, ffi, lib
 from pyloop.errors import ConnectionClosed
 from pyloop.framing import Framing, as_bytes
-from pyloop.region import MappedView
+from pyloop.mapping import MappedView
 
 __all__ = ["BlockingConnection", "new_reader", "next_id"]
 

@@ -16,8 +16,8 @@ from pyloop.core import failure, ffi, lib
 from pyloop.errors import ConnectionClosed, WriteLimitError, without_frames
 from pyloop.framing import REFUSALS, as_bytes, refusal
 from pyloop.inbox import CLOSED, PAUSED, Inbox
+from pyloop.mapping import MappedView
 from pyloop.protocol import Owner, Protocol, deliver, ignore, log
-from pyloop.region import MappedView
 
 __all__ = ["Connection"]
 

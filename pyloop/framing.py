@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from pyloop.core import check, failure, ffi, lib
-from pyloop.region import MappedView, Region
+from pyloop.mapping import MappedView, Mapping
 
 __all__ = [
     "REFUSALS",
@@ -275,7 +275,7 @@ def as_bytes(data: Any) -> bytes:
         TypeError: `data` is not bytes-like.
         OSError: EFAULT: it is of a file that was truncated.
     """
-    if isinstance(data, MappedView | Region):  # whose own copies are safe
+    if isinstance(data, MappedView | Mapping):  # whose own copies are safe
         return bytes(data)
     if isinstance(data, str):
         raise TypeError(f"expected bytes-like, got str: {data[:40]!r} (encode it first)")

@@ -13,7 +13,7 @@ import stat
 from typing import Literal
 
 from pyloop.core import check, lib
-from pyloop.region import Region, whole
+from pyloop.mapping import Mapping, whole
 
 __all__ = ["MappedFile"]
 
@@ -27,7 +27,7 @@ _ADVICES = {
 }
 
 
-class MappedFile(Region):
+class MappedFile(Mapping):
     """A regular file in memory, or a part of it.
 
     Slices copy and are safe when somebody truncates the file: `m[a:b]` are bytes, `m[a:b] = data`

@@ -11,7 +11,7 @@ import secrets
 from typing import Any
 
 from pyloop.core import check, ffi, lib
-from pyloop.region import Region, whole
+from pyloop.mapping import Mapping, whole
 
 __all__ = ["SharedMemory"]
 
@@ -19,7 +19,7 @@ _NAME_BYTES = 250  # glibc takes 253, others 255 with the slash; a few are left 
 _ATTEMPTS = 16
 
 
-class SharedMemory(Region):
+class SharedMemory(Mapping):
     """Memory that unrelated processes share, found by its name.
 
     Slices copy and are safe whatever another process does: `m[a:b]` are bytes, `m[a:b] = data`

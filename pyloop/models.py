@@ -12,8 +12,8 @@ from typing import Any
 
 from pyloop.acceptor import Acceptor
 from pyloop.handlers import serve_blocking
+from pyloop.mapping import MappedView
 from pyloop.outlet import Wake
-from pyloop.region import MappedView
 from pyloop.served import ServedConnection
 from pyloop.served_tls import ServedTLSConnection
 

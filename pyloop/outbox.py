@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyloop.core import ffi, lib
-from pyloop.region import MappedView
+from pyloop.mapping import MappedView
 
 __all__ = ["Outbox"]
 

@@ -24,9 +24,9 @@ from pyloop.blocking import BlockingConnection
 from pyloop.core import failure, ffi, lib
 from pyloop.errors import ConnectionClosed, WriteLimitError, without_frames
 from pyloop.framing import as_bytes
+from pyloop.mapping import MappedView
 from pyloop.outbox import Outbox
 from pyloop.protocol import Owner, log
-from pyloop.region import MappedView
 
 __all__ = ["ABORTED", "CLOSING", "INPUT", "LOST", "OPEN", "ROOM", "Outlet", "Wake"]
 

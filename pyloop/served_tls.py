@@ -17,9 +17,9 @@ from pyloop.blocking import new_reader
 from pyloop.core import check, failure, ffi, lib
 from pyloop.errors import ConnectionClosed, without_frames
 from pyloop.framing import parts
+from pyloop.mapping import MappedView
 from pyloop.outlet import INPUT, ROOM, Wake
 from pyloop.protocol import Owner, log
-from pyloop.region import MappedView
 from pyloop.served import ServedConnection
 
 __all__ = ["ServedTLSConnection"]

@@ -19,6 +19,7 @@ from pyloop.framing import Framing, Raw, as_bytes
 from pyloop.handlers import MODELS, HandlerKind, classify, one_by_one
 from pyloop.listening import Listening
 from pyloop.loop import Loop, running_loop
+from pyloop.mapping import MappedView
 from pyloop.options import (
     Group,
     check_framing,
@@ -29,7 +30,6 @@ from pyloop.options import (
     check_ssl,
 )
 from pyloop.page import Page
-from pyloop.region import MappedView
 from pyloop.service import Service
 from pyloop.stats import ServerStats, copy_counters, page_server_stats, server_stats
 from pyloop.supervision import check_supervision

@@ -18,8 +18,8 @@ from pyloop.core import failure, lib
 from pyloop.errors import ConnectionClosed
 from pyloop.framing import as_bytes
 from pyloop.inbox import CLOSED
+from pyloop.mapping import MappedView
 from pyloop.protocol import Owner, log
-from pyloop.region import MappedView
 
 __all__ = ["TLSConnection"]
 

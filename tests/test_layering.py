@@ -50,7 +50,7 @@ PYTHON_LEVELS = """
     shared_lock semaphore
     placing
     memory mapped lowlevel options framing listening
-    waiting page region
+    waiting page mapping
     core
     _core errors address
 """

@@ -20,9 +20,9 @@ from pyloop.core import ffi, lib
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["MappedView", "Region", "whole"]
+__all__ = ["MappedView", "Mapping", "whole"]
 
-R = TypeVar("R", bound="Region")
+M = TypeVar("M", bound="Mapping")
 _LOST = "the file was truncated while it was mapped, or its disk failed"
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)
 
@@ -48,7 +48,7 @@ def _copy_out(handle: Any, start: int, length: int) -> tuple[int, bytes]:
     return code, bytes(ffi.buffer(room, length)) if code == 0 else b""
 
 
-class Region:
+class Mapping:
     """What is mapped: the part that MappedFile and SharedMemory have in common."""
 
     __slots__ = ("__weakref__", "_handle", "_length", "_lent", "_name", "_offset", "_writable")
@@ -224,7 +224,7 @@ class Region:
                 f"{queued} view{'s' * (queued > 1)} of it queued to send"
             )
 
-    def __enter__(self: R) -> R:
+    def __enter__(self: M) -> M:
         self._open_handle()
         return self
 
