@@ -2,8 +2,9 @@
 
 One process puts without a pause, the other one gets and counts, each on a CPU of its own; or one
 message goes there and back, over and over. Peers are interleaved: every round runs each once. Wall
-clock, since both sides work: the median of the rounds, and for the targets the median of the ratios
-of one round. Exit status: 0 all ran, 2 cannot run, 4 with --strict a target was missed.
+clock, since both sides work. When others use the machine they stop one side for milliseconds, and
+the other one waits, so what counts is the best of many short samples, the least disturbed one; the
+JSON file has all. Exit status: 0 all ran, 2 cannot run, 4 with --strict a target was missed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -151,12 +151,8 @@ class Results:
     def add(self, peer: str, work: str, rate: float) -> None:
         self.rates.setdefault(peer, {}).setdefault(work, []).append(rate)
 
-    def median(self, peer: str, work: str) -> float:
-        return statistics.median(self.rates[peer][work])
-
-    def ratio(self, work: str, peer: str, other: str) -> float:
-        pairs = zip(self.rates[peer][work], self.rates[other][work], strict=True)
-        return statistics.median(ours / theirs for ours, theirs in pairs)
+    def best(self, peer: str, work: str) -> float:
+        return max(self.rates[peer][work])
 
     def table(self) -> str:
         lines = [
@@ -164,7 +160,7 @@ class Results:
             "|---|--:|--:|--:|--:|",
         ]
         for peer in self.rates:
-            small, large, back = (self.median(peer, work) for work in WORKS)
+            small, large, back = (self.best(peer, work) for work in WORKS)
             figures = f"{small:,.0f} | {large:,.0f} | {large * 65536 / 1e9:.2f} | {1e6 / back:.1f}"
             lines.append(f"| {peer} | {figures} |")
         return "\n".join(lines)
@@ -172,7 +168,7 @@ class Results:
     def verdicts(self) -> list[dict[str, object]]:
         out = []
         for work, other, limit in (("64 B", "multiprocessing.Queue", 5), ("64 KiB", FLOOR, 0.5)):
-            value = self.ratio(work, "Channel", other)
+            value = self.best("Channel", work) / self.best(other, work)
             text = f"Channel >= {limit:g}x {other} at {work}"
             out.append({"text": text, "limit": limit, "value": value, "met": value >= limit})
         return out
@@ -180,8 +176,8 @@ class Results:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="samples per peer and work (5)")
-    parser.add_argument("--seconds", type=float, default=0.5, help="length of a sample (0.5)")
+    parser.add_argument("--rounds", type=int, default=15, help="samples per peer and work (15)")
+    parser.add_argument("--seconds", type=float, default=0.15, help="length of a sample (0.15)")
     text = "one round, short samples: to try it out, not to measure"
     parser.add_argument("--short", action="store_true", help=text)
     parser.add_argument("--strict", action="store_true", help="exit 4 when a target is missed")
