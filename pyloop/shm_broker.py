@@ -102,6 +102,8 @@ class Feed:
         publish = lib.pl_feed_publish
         while (rc := publish(ptr, topic, sizes[0], message, sizes[1])) == -errno.EINTR:
             pass  # Python has run its signal handlers
+        if rc == -errno.ETIMEDOUT:
+            raise TimeoutError("the bus is locked by a process that does not run: was it stopped?")
         check(rc)
 
     def seek(self) -> Any:
