@@ -51,7 +51,6 @@ class Room:
             Console(self.announce, self.roll.call).open()
 
     def close(self, server: pyloop.Server) -> None:
-        """Leave the other rooms."""
         self.publish("gone")
 
     # ---- one client ----
@@ -76,7 +75,8 @@ class Room:
             try:
                 await self.take_turn("left", nick, notice)
             finally:
-                self.clients.pop(nick, None)
+                if self.clients.get(nick) is conn:  # and nobody has the name already
+                    del self.clients[nick]
 
     async def ask_nick(self, conn: pyloop.Connection) -> bytes | None:
         """Ask until the answer is good; None if the client leaves instead."""
