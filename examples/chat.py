@@ -51,7 +51,6 @@ class Room:
             Console(self.announce, self.roll.call).open()
 
     def close(self, server: pyloop.Server) -> None:
-        """Leave the other rooms."""
         self.publish("gone")
 
     # ---- one client ----
@@ -76,7 +75,8 @@ class Room:
             try:
                 await self.take_turn("left", nick, notice)
             finally:
-                self.clients.pop(nick, None)
+                if self.clients.get(nick) is conn:  # and nobody has the name already
+                    del self.clients[nick]
 
     async def ask_nick(self, conn: pyloop.Connection) -> bytes | None:
         """Ask until the answer is good; None if the client leaves instead."""
@@ -107,7 +107,8 @@ class Room:
     # ---- the bus ----
 
     def publish(self, kind: str, nick: bytes = b"", text: bytes = b"") -> None:
-        self.bus.publish(f"chat.{kind}.{self.key}", nick + b"\n" + text)
+        message = b"\n".join((nick, self.mine.get(nick, b""), text))
+        self.bus.publish(f"chat.{kind}.{self.key}", message)
 
     def announce(self, line: bytes) -> None:
         """Say what the operator types."""
@@ -116,10 +117,9 @@ class Room:
     def hear(self, topic: str, message: bytes) -> None:
         """Take what comes over the bus, from this room too."""
         _, kind, key = topic.split(".")
-        nick, _, text = message.partition(b"\n")
+        nick, address, text = message.split(b"\n", 2)
+        self.roll.hear(kind, key, nick, address)
         own = key == self.key
-        if self.roll.hear(kind, key, nick, text):
-            return
         if text:
             self.say(text, exclude=nick if own else None)
         if own and (turn := self.turns.pop((kind, nick), None)) and not turn.done():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-PATIENCE = 1.0  # seconds
+PATIENCE = 2.0  # seconds
 
 
 def label(key: str) -> bytes:
@@ -34,10 +34,10 @@ class Roll:
     def is_elsewhere(self, nick: bytes) -> bool:
         return any(nick in names for key, names in self.rooms.items() if key != self.room.key)
 
-    def hear(self, kind: str, key: str, nick: bytes, address: bytes) -> bool:
-        """Take in what is said of who is where; true if that was all that was said."""
+    def hear(self, kind: str, key: str, nick: bytes, address: bytes) -> None:
+        """Take in what is said of who is where."""
         if kind == "joined":
-            self.rooms.setdefault(key, {})[nick] = b""
+            self.rooms.setdefault(key, {})[nick] = address
         elif kind == "left":
             self.rooms.get(key, {}).pop(nick, None)
         elif kind == "gone":
@@ -50,7 +50,6 @@ class Roll:
         elif kind == "here":
             self.rooms[key] = self.answers.pop(key, {})
             self.answered(key)
-        return kind in ("gone", "who", "is", "here")
 
     # ---- the roll call ----
 
@@ -60,8 +59,8 @@ class Roll:
         self.room.publish("who")
 
     def answer(self) -> None:
-        for nick, address in self.room.mine.items():
-            self.room.publish("is", nick, address)
+        for nick in self.room.mine:
+            self.room.publish("is", nick)
         self.room.publish("here")
         self.silent = {*self.rooms, self.room.key}
         if self.timer is None:

@@ -102,6 +102,8 @@ class Feed:
         publish = lib.pl_feed_publish
         while (rc := publish(ptr, topic, sizes[0], message, sizes[1])) == -errno.EINTR:
             pass  # Python has run its signal handlers
+        if rc == -errno.ETIMEDOUT:
+            raise TimeoutError("the bus is locked by a process that does not run: was it stopped?")
         check(rc)
 
     def seek(self) -> Any:
@@ -151,11 +153,12 @@ class ShmBroker(Broker):
         self._room = max(_READ_BYTES, record)
         self._copy = ffi.new("uint8_t[]", self._room)
         self._fd = self._feed.watch()
+        self._close_fd = weakref.finalize(self, os.close, self._fd)  # once, whatever comes
         loop = asyncio.get_running_loop()
         try:
             loop.add_reader(self._fd, self._rung)
         except BaseException:
-            os.close(self._fd)
+            self._close_fd()
             raise
         self._loop = loop
         self._again = loop.call_soon(self._read)  # which arms the bell
@@ -175,7 +178,7 @@ class ShmBroker(Broker):
     def forget(self) -> None:
         """Let go after a fork, or after the loop: there is nothing to take back from it."""
         if self._loop is not None:
-            os.close(self._fd)
+            self._close_fd()
             self._loop = None
 
     def _stop(self) -> None:

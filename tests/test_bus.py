@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import sys
 import threading
 
 import pytest
+from conftest import open_fds
 
 import pyloop
 
@@ -147,15 +149,19 @@ def test_programs_meet_by_name():
 
 
 def test_any_event_loop_will_do_one_after_the_other():
+    before = open_fds()
     bus = pyloop.Bus()
 
-    async def main():
+    async def main(bus):
         async with bus.subscribe("x") as messages:
             bus.publish("x", b"1")
             assert await take(messages, 1) == [("x", b"1")]
 
-    asyncio.run(main())
-    asyncio.run(main())
+    asyncio.run(main(bus))
+    asyncio.run(main(bus))
+    del bus  # without a close
+    gc.collect()
+    assert open_fds() == before
 
 
 # ---- what is missed ----

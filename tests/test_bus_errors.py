@@ -95,6 +95,18 @@ def test_name_of_something_else_is_refused():
         os.unlink(path)
 
 
+def test_lock_whose_holder_was_stopped_is_an_error_and_is_waited_for_no_longer():
+    bus = pyloop.Bus()
+    with open("/proc/self/stat", "rb") as file:
+        start = int(file.read().rpartition(b")")[2].split()[19])
+    ours = (start & 0xFFFFFFFF) << 32 | os.getpid()  # a lock word of a process that lives
+    os.pwrite(bus._fds[0], ours.to_bytes(8, sys.byteorder), 64)
+    with pytest.raises(TimeoutError, match="the bus is locked by a process that does not run"):
+        bus.publish("t", b"")
+    os.pwrite(bus._fds[0], bytes(8), 64)
+    bus.publish("t", b"")
+
+
 def test_more_memory_than_there_is_is_refused():
     def ask():
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
