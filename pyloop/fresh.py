@@ -27,6 +27,7 @@ from typing import Any
 
 from pyloop.application import Application, ApplicationError, describe
 from pyloop.bus import Bus
+from pyloop.buses import Buses
 from pyloop.forking import fork_child, leave_stdin
 from pyloop.logs import log_to_stderr
 from pyloop.page import Page
@@ -154,7 +155,7 @@ def _work(
         orders.sendall(json.dumps({FAILED: str(exc)}).encode() + b"\n")
         return 1
     log_to_stderr(log_level)
-    give_buses(servers, lambda url: Bus._adopt(url, buses.get(url)))
+    give_buses(servers, Buses(lambda url: Bus._adopt(url, buses.get(url))), shared=True)
     for fd in chain.from_iterable(buses.values()):
         os.close(fd)  # copied
     whole = dict(

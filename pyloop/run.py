@@ -10,7 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar, overload
 
-from pyloop.bus import Bus
+from pyloop.buses import Buses
 from pyloop.loop import new_event_loop
 from pyloop.page import Page
 from pyloop.server import Server
@@ -93,7 +93,7 @@ async def _serve(servers: tuple[Server, ...], backend: str, debug: bool | None) 
         raise RuntimeError(
             f"run() with workers={settings.workers} needs the main thread: its signals steer them"
         )
-    give_buses(servers, Bus)
+    give_buses(servers, Buses(), shared=settings.workers > 1 or servers[0]._model == "fork")
     try:
         if settings.workers > 1:
             await _supervise(servers, settings, backend, debug)
@@ -103,7 +103,7 @@ async def _serve(servers: tuple[Server, ...], backend: str, debug: bool | None) 
             await serve_alone(servers, page)
     finally:
         for server in servers:
-            server._bus = None
+            server._buses = None
 
 
 async def _supervise(

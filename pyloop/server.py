@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pyloop.acceptor import Acceptor, Connections
 from pyloop.address import parse_address, resolve
 from pyloop.bus import Bus, check_url
+from pyloop.buses import Buses
 from pyloop.connection import Connection
 from pyloop.fork_model import ForkService
 from pyloop.framing import Framing, Raw, as_bytes
@@ -92,15 +93,15 @@ class Server:
             number, when that worker is ready and when it has ended; plain functions.
         metrics: where `run` serves the counters over HTTP, to Prometheus and to people:
             "host:port", ":port", a port, or a Unix socket. Needs the extra pyloop-io[metrics].
-        bus: the URL of a Bus between all workers, see `bus`.
+        bus: the URL of the Bus between all workers, see `bus`; None for none.
 
     Raises:
         TypeError, ValueError: naming the argument, what was passed and what is expected.
     """
 
     _worker_id = 0
-    _bus: Bus | None = None  # made by whoever runs this server
-    _own_bus: Bus | None = None  # made by start()
+    _buses: Buses | None = None  # of whoever runs this server
+    _own_buses: Buses | None = None  # of start()
 
     def __init__(
         self,
@@ -132,7 +133,7 @@ class Server:
         on_worker_start: Callable[[Server, int], None] | None = None,
         on_worker_stop: Callable[[Server, int], None] | None = None,
         metrics: str | int | tuple[str, int] | None = None,
-        bus: str | None = None,
+        bus: str | None = "shm://",
     ) -> None:
         self._model = _check_model(model)
         self._kind = classify(handler, model)
@@ -202,12 +203,12 @@ class Server:
         that were given the same URL.
 
         Raises:
-            RuntimeError: the server has none, or is not started.
+            RuntimeError: the server was made with bus=None, or is not started.
         """
-        if self._bus is None:
-            none = 'it has none, see Server(..., bus="shm://")'
+        if self._buses is None or self._bus_url is None:
+            none = "it has none, by bus=None"
             raise RuntimeError(f"server.bus: {none if self._bus_url is None else 'not started'}")
-        return self._bus
+        return self._buses.get(self._bus_url)
 
     def stats(self) -> ServerStats:
         """Return what the server has done since it was made."""
@@ -256,10 +257,10 @@ class Server:
             if not self._listening.sockets:  # a worker has those of its slot
                 self._listening.open(self._place, await self._resolve(loop))
             self._stopped = asyncio.Event()
-            if self._bus is None and self._bus_url is not None:
-                self._bus = self._own_bus = Bus(self._bus_url)
-            if self._bus is not None:
-                self._bus._started()
+            if self._buses is None:
+                self._buses = self._own_buses = Buses()
+            if self._bus_url is not None and not self._bus_url.startswith("shm:"):
+                self.bus._started()
             self._service = service = _SERVICES[self._model](self, loop)
             await self._call_hook(self._on_start)
             service.accept(self._listening.sockets)
@@ -312,9 +313,9 @@ class Server:
             service.end()
             self._service = None
             self._stopped.set()
-            if self._own_bus is not None:
-                await self._own_bus.close()
-                self._bus = self._own_bus = None
+            if self._own_buses is not None:
+                await self._own_buses.close()
+                self._buses = self._own_buses = None
 
     def _retire(self) -> None:
         """Accept no more; who is there goes on."""

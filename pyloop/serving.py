@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from pyloop.bus import Bus
+from pyloop.buses import Buses
 from pyloop.core import lib
 from pyloop.loop import Loop
 from pyloop.page import Page
@@ -65,12 +65,13 @@ def make_page(servers: tuple[Server, ...], cells: int) -> Page:
     return page
 
 
-def give_buses(servers: tuple[Server, ...], make: Callable[[str], Bus]) -> None:
-    """Have servers with the same URL share a bus, and whatever forks of this process serve them."""
-    buses: dict[str, Bus] = {}
+def give_buses(servers: tuple[Server, ...], buses: Buses, shared: bool) -> None:
+    """Have the servers use these buses, all of which are made now if they are to be `shared` with
+    processes yet to be forked."""
     for server in servers:
-        if (url := server._bus_url) is not None:
-            server._bus = buses[url] = buses.get(url) or make(url)
+        server._buses = buses
+        if shared and server._bus_url is not None:
+            buses.get(server._bus_url)
 
 
 def count_in(servers: tuple[Server, ...], page: Page, cell: int) -> None:
@@ -156,8 +157,8 @@ class Stage:
         """Stop them side by side, each to its end, then raise what the first on_stop raised."""
         stops = (server.stop() for server in self._servers)
         results = await asyncio.gather(*stops, return_exceptions=True)
-        for bus in {server._bus for server in self._servers if server._bus}:
-            await bus.close()
+        for buses in {server._buses for server in self._servers if server._buses}:
+            await buses.close()
         for result in results:
             if isinstance(result, BaseException):
                 raise result

@@ -45,14 +45,16 @@ def test_each_conversation_has_a_process_and_the_parent_has_none_of_its_sockets(
             assert "pidfd" in os.readlink(f"/proc/{server.pid}/fd/{fd}")
 
 
-def test_child_has_nothing_of_its_parent():
+def test_child_has_nothing_of_its_parent_but_the_bus():
     with serving("fork") as server:
         server.new().echo(b"an older sibling")
         peer = server.new()
         peer.send(b"fds\n")
         fds = [fd for fd in json.loads(peer.line()) if fd > 2]
         names = [os.readlink(f"/proc/{pid_of(peer)}/fd/{fd}") for fd in fds]
-        assert sorted(name.partition(":")[0] for name in names) == ["pipe", "pipe", "socket"]
+        kinds = sorted(name.partition(":")[0] for name in names)
+        assert kinds == ["/memfd", "anon_inode", "pipe", "pipe", "socket"]
+        assert "anon_inode:[eventfd]" in names
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])

@@ -31,6 +31,7 @@ PYTHON_LEVELS = """
     server client
     service
     thread_model fork_model
+    buses
     bus models
     redis_broker nats_broker shm_broker
     remote_broker
