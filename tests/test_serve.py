@@ -72,7 +72,7 @@ def test_supervisor_never_imports_the_module_and_has_one_thread(pair):
 
 def test_worker_has_the_fds_of_its_post_and_no_other_of_the_supervisor(pair):
     stdio = {os.readlink(f"/proc/{pair.pid}/fd/{fd}") for fd in range(3)}
-    memory = {f"/memfd:pyloop-{name} (deleted)" for name in ("stats", "stack")}
+    memory = {f"/memfd:pyloop-{name} (deleted)" for name in ("stats", "stack", "bus")}
     of_slots = listeners(pair.port)
     assert len(of_slots) == 2
     taken = set()
@@ -80,7 +80,7 @@ def test_worker_has_the_fds_of_its_post_and_no_other_of_the_supervisor(pair):
         common = inodes(pid) & inodes(pair.pid)
         (own,) = common & of_slots
         assert common == stdio | memory | {own}
-        assert len(os.listdir(f"/proc/{pid}/fd")) <= 10  # with the orders, and its loop's
+        assert len(os.listdir(f"/proc/{pid}/fd")) <= 12  # with the orders, the bell, and its loop's
         taken.add(own)
     assert taken == of_slots
 
