@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -181,6 +182,23 @@ static void test_word_of_another_with_the_same_pid_is_taken_over(void)
     CHECK(pl_lock_acquire(self, &s->word, LONG_NS) == 1 && pl_lock_release(self, &s->word) == 0);
 }
 
+/* It could not look up when it was started, but it lives. */
+static void test_holder_that_was_short_of_fds_is_alive(void)
+{
+    struct shared *s = shared();
+    struct rlimit old, none;
+    CHECK(getrlimit(RLIMIT_NOFILE, &old) == 0);
+    none = (struct rlimit){0, old.rlim_max};
+    CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    pid_t pid = holder(s);
+    CHECK(setrlimit(RLIMIT_NOFILE, &old) == 0);
+    CHECK(pl_lock_acquire(self, &s->word, 0) == -ETIMEDOUT);
+    CHECK(pl_lock_acquire(self, &s->word, 150 * MS) == -ETIMEDOUT);
+    kill_and_leave(pid);
+    CHECK(pl_lock_acquire(self, &s->word, 0) == 1);
+    reap(pid);
+}
+
 static void test_words_of_no_process_are_taken_over(void)
 {
     static const uint64_t words[] = {1u << 31, UINT64_C(1) << 32, 0x7fffffff, UINT64_MAX,
@@ -345,6 +363,7 @@ CHECK_MAIN(self = pl_self_new(); /* as in Python, children inherit it */
            RUN(test_holder_that_dies_while_somebody_waits_is_recovered_from);
            RUN(test_process_whose_first_thread_ended_is_alive);
            RUN(test_word_of_another_with_the_same_pid_is_taken_over);
+           RUN(test_holder_that_was_short_of_fds_is_alive);
            RUN(test_words_of_no_process_are_taken_over);
            RUN(test_forsaken_lock_is_recovered_by_the_next);
            RUN(test_signal_interrupts);
