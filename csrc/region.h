@@ -59,8 +59,9 @@ enum region_create {
  * -ENOMEM, -ENOSPC, -EMFILE and their kin: nothing is left behind. */
 int region_new(struct region *r, const char *label, const struct region_head *want);
 
-/* 1: created, 0: attached; -EEXIST, -ENOENT, -EACCES, PL_E_FOREIGN: something else has that name, or one that was left
- * half made. `name` has no slash, 1..REGION_NAME_MAX bytes, and does not end in ".bell" (-EINVAL). */
+/* 1: created, 0: attached; -EEXIST, -ENOENT; -EACCES: it is another user's; PL_E_FOREIGN: something else has that name,
+ * or one that was left half made; -ETIMEDOUT: somebody keeps its lock; -EINTR: call again. `name` has no slash,
+ * 1..REGION_NAME_MAX bytes, and does not end in ".bell" (-EINVAL). */
 int region_open(struct region *r, const char *name, enum region_create create,
                 const struct region_head *want, struct region_head *found);
 

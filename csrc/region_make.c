@@ -182,19 +182,14 @@ static int unlink_bell(const char *path)
     return unlink(path) < 0 && errno != ENOENT ? -errno : 0;
 }
 
-/* Fill an empty object. All its pages are taken now: a full memory is an error here, and never again. */
+/* Fill an object that is empty, or of which another one left something. All its pages are taken now: a full memory is an
+ * error here, and never again. */
 static int furnish(struct region *r, const struct names *names, const struct region_head *want)
 {
     uint64_t inode;
-    int rc = write_head(r, want);
-    if (rc < 0)
-        return rc;
-    do
-        rc = posix_fallocate(r->fd, 0, (off_t)want->size);
-    while (rc == EINTR);
-    if (rc)
-        return -rc;
-    if ((rc = unlink_bell(names->bell)) < 0)
+    int rc = ftruncate(r->fd, 0) < 0 ? -errno : write_head(r, want);
+    if (rc < 0 || (rc = pl_shm_allocate(r->fd, want->size)) < 0 ||
+        (rc = unlink_bell(names->bell)) < 0)
         return rc;
     if (mkfifo(names->bell, OBJECT_MODE) < 0)
         return -errno;
@@ -243,6 +238,8 @@ static int settle(struct region *r, const struct names *names, enum region_creat
         return -errno;
     if (!S_ISREG(status.st_mode))
         return PL_E_FOREIGN;
+    if (status.st_uid != geteuid()) /* /dev/shm is everybody's */
+        return -EACCES;
     if (!status.st_nlink)
         return AGAIN; /* unlinked meanwhile */
     int rc = is_half_made(r, &status);
@@ -253,8 +250,8 @@ static int settle(struct region *r, const struct names *names, enum region_creat
     if (create == REGION_ATTACH)
         return AGAIN;
     if ((rc = furnish(r, names, want)) < 0) {
-        (void)shm_unlink(names->object);
         (void)unlink_bell(names->bell);
+        (void)shm_unlink(names->object);
         return rc;
     }
     *found = *want;
@@ -313,15 +310,32 @@ int region_open(struct region *r, const char *name, enum region_create create,
     return PL_E_FOREIGN; /* left half made, and nobody goes on with it */
 }
 
+/* The lock keeps out who would find half of it. While it cannot be had nobody else gets in, either. */
+static int unlink_both(const struct names *names, int fd)
+{
+    struct stat status;
+    (void)region_lock_file(fd, deadline_of(PATIENCE_NS));
+    if (fstat(fd, &status) < 0)
+        return -errno;
+    if (!status.st_nlink)
+        return -ENOENT;
+    (void)unlink_bell(names->bell); /* first: as soon as the object is gone, a bell of that name is another one's */
+    return shm_unlink(names->object) < 0 ? -errno : 0;
+}
+
 int region_unlink(const char *name)
 {
     struct names names;
     int rc = make_names(&names, name);
     if (rc < 0)
         return rc;
-    rc = shm_unlink(names.object) < 0 ? -errno : 0;
-    if (rc == 0 || rc == -ENOENT)
-        (void)unlink_bell(names.bell);
+    int fd = open_object(&names, REGION_ATTACH);
+    if (fd == -ENOENT)
+        return fd;
+    if (fd < 0) /* none of ours, perhaps */
+        return shm_unlink(names.object) < 0 ? -errno : 0;
+    rc = unlink_both(&names, fd);
+    sock_close(fd);
     return rc;
 }
 
