@@ -127,6 +127,8 @@ def open_ring(name: str, capacity: int | None, max_message: int | None, create: 
     outcome = ffi.new("int *", -errno.EINVAL)
     ring = ffi.NULL
     if b"\0" not in encoded:
+        outcome[0] = INTERRUPTED
+    while ring == ffi.NULL and outcome[0] == INTERRUPTED:  # Python has run its signal handlers
         ring = lib.pl_ring_open(encoded, how, size, longest, outcome)
     if ring == ffi.NULL:
         raise _open_failure(name, outcome[0], size)
