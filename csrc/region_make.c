@@ -230,7 +230,7 @@ static int attach(struct region *r, const struct names *names, const struct regi
 }
 
 /* What to do with the object behind r->fd, whose file lock is ours. */
-static int settle(struct region *r, const struct names *names, enum region_create create,
+static int settle(struct region *r, const struct names *names, enum pl_create create,
                   const struct region_head *want, struct region_head *found)
 {
     struct stat status;
@@ -246,8 +246,8 @@ static int settle(struct region *r, const struct names *names, enum region_creat
     if (rc < 0)
         return rc;
     if (rc == 0) /* -EEXIST: another one was quicker with the lock */
-        return create == REGION_CREATE ? -EEXIST : attach(r, names, want, found);
-    if (create == REGION_ATTACH)
+        return create == PL_CREATE ? -EEXIST : attach(r, names, want, found);
+    if (create == PL_ATTACH)
         return AGAIN;
     if ((rc = furnish(r, names, want)) < 0) {
         (void)unlink_bell(names->bell);
@@ -258,12 +258,12 @@ static int settle(struct region *r, const struct names *names, enum region_creat
     return CREATED;
 }
 
-static int open_object(const struct names *names, enum region_create create)
+static int open_object(const struct names *names, enum pl_create create)
 {
     int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW;
-    if (create != REGION_ATTACH)
+    if (create != PL_ATTACH)
         flags |= O_CREAT;
-    if (create == REGION_CREATE)
+    if (create == PL_CREATE)
         flags |= O_EXCL;
     int fd = shm_open(names->object, flags, OBJECT_MODE);
     if (fd < 0)
@@ -274,7 +274,7 @@ static int open_object(const struct names *names, enum region_create create)
     return moved;
 }
 
-static int try_open(struct region *r, const struct names *names, enum region_create create,
+static int try_open(struct region *r, const struct names *names, enum pl_create create,
                     const struct region_head *want, struct region_head *found)
 {
     int rc = begin(r);
@@ -293,7 +293,7 @@ fail:
     return rc;
 }
 
-int region_open(struct region *r, const char *name, enum region_create create,
+int region_open(struct region *r, const char *name, enum pl_create create,
                 const struct region_head *want, struct region_head *found)
 {
     struct names names;
@@ -329,7 +329,7 @@ int region_unlink(const char *name)
     int rc = make_names(&names, name);
     if (rc < 0)
         return rc;
-    int fd = open_object(&names, REGION_ATTACH);
+    int fd = open_object(&names, PL_ATTACH);
     if (fd == -ENOENT)
         return fd;
     if (fd < 0) /* none of ours, perhaps */
@@ -354,7 +354,7 @@ int region_adopt(struct region *r, int fd, int bell, const struct region_head *w
     return -ENOSYS;
 }
 
-int region_open(struct region *r, const char *name, enum region_create create,
+int region_open(struct region *r, const char *name, enum pl_create create,
                 const struct region_head *want, struct region_head *found)
 {
     (void)r, (void)name, (void)create, (void)want, (void)found;

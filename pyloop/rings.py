@@ -122,7 +122,7 @@ def open_ring(name: str, capacity: int | None, max_message: int | None, create: 
     if not isinstance(name, str):
         raise TypeError(f"name must be a str or None, not {type(name).__name__}")
     size, longest = _shape(capacity, max_message) if create is not False else (0, 0)
-    how = {True: lib.PL_RING_CREATE, False: lib.PL_RING_ATTACH, None: lib.PL_RING_EITHER}[create]
+    how = {True: lib.PL_CREATE, False: lib.PL_ATTACH, None: lib.PL_ATTACH_OR_CREATE}[create]
     encoded = os.fsencode(name)
     outcome = ffi.new("int *", -errno.EINVAL)
     ring = ffi.NULL

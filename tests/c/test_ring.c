@@ -194,7 +194,7 @@ static void test_unusable_shapes_are_refused(void)
     CHECK(!pl_ring_new(512, 0, &rc) && rc == -EINVAL);
     CHECK(!pl_ring_new(512, UINT64_MAX - 3, &rc) && rc == -EINVAL);
     CHECK(!pl_ring_new((uint64_t)PL_RING_CAPACITY_MAX * 2, 1, &rc) && rc == -EINVAL);
-    CHECK(!pl_ring_open("a/b", PL_RING_EITHER, 512, 200, &rc) && rc == -EINVAL);
+    CHECK(!pl_ring_open("a/b", PL_ATTACH_OR_CREATE, 512, 200, &rc) && rc == -EINVAL);
 }
 
 static void test_short_memory_leaves_nothing_behind(void)
@@ -202,10 +202,10 @@ static void test_short_memory_leaves_nothing_behind(void)
     int rc = 0;
     fail_alloc_after(0);
     CHECK(!pl_ring_new(CAPACITY, MAX_MESSAGE, &rc) && rc == -ENOMEM);
-    CHECK(!pl_ring_open(ring_name(), PL_RING_CREATE, CAPACITY, MAX_MESSAGE, &rc) && rc == -ENOMEM);
+    CHECK(!pl_ring_open(ring_name(), PL_CREATE, CAPACITY, MAX_MESSAGE, &rc) && rc == -ENOMEM);
     CHECK(!pl_ring_adopt(0, 0, &rc) && rc == -ENOMEM);
     fail_alloc_never();
-    CHECK(!pl_ring_open(ring_name(), PL_RING_ATTACH, 0, 0, &rc) && rc == -ENOENT);
+    CHECK(!pl_ring_open(ring_name(), PL_ATTACH, 0, 0, &rc) && rc == -ENOENT);
 }
 
 static void test_what_is_no_ring_is_foreign(void)
