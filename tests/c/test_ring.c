@@ -155,16 +155,27 @@ static void test_lock_of_a_stopped_process_is_not_waited_for(void)
     ring_end(ring, named);
 }
 
-static void on_alarm(int number) { (void)number; }
+#define MANY_ALARMS 400 /* that a wait to the end of its slice would see */
+
+static volatile sig_atomic_t alarms;
+
+static void on_alarm(int number)
+{
+    (void)number;
+    if (++alarms == MANY_ALARMS)
+        ualarm(0, 0);
+}
 
 static void test_a_signal_ends_the_wait(void)
 {
     struct pl_ring *ring = ring_of(named);
     struct sigaction action = {.sa_handler = on_alarm};
     CHECK(sigaction(SIGALRM, &action, NULL) == 0);
+    alarms = 0;
     ualarm(2000, 2000); /* again and again: the first may come before the wait */
     CHECK(pl_ring_get(ring, bytes, SOON) == -EINTR);
     ualarm(0, 0);
+    CHECK(alarms > 0 && alarms < MANY_ALARMS);
     ring_end(ring, named);
 }
 
