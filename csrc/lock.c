@@ -238,11 +238,11 @@ static int wait_slice(_Atomic(uint64_t) *word, uint64_t held, int64_t deadline)
 {
     int64_t ns = time_left(deadline, PL_LOCK_SLICE_NS);
     int rc = ns ? wait_change(word, (uint32_t)held, ns) : -ETIMEDOUT;
-    if (rc != -ETIMEDOUT)
+    if (rc != -ETIMEDOUT && rc != -EINTR)
         return rc;
-    if (!is_alive(held))
+    if (!is_alive(held)) /* looked at after a signal too: where one comes every few ms no slice passes */
         return 1;
-    return time_left(deadline, 1) ? 0 : -ETIMEDOUT;
+    return rc == -ETIMEDOUT && time_left(deadline, 1) ? 0 : rc;
 }
 
 int lock_acquire(struct pl_self *self, _Atomic(uint64_t) *word, int64_t deadline)
