@@ -300,6 +300,7 @@ int pl_mapping_advise(struct pl_mapping *m, size_t start, size_t len, int advice
                                   [PL_MAP_DONTNEED] = MADV_DONTNEED};
     if (!mapping_has(m, start, len) || advice < PL_MAP_NORMAL || advice > PL_MAP_DONTNEED)
         return -EINVAL;
-    size_t at = advice == PL_MAP_DONTNEED ? whole_pages(m, start, &len) : page_start(m, start, &len);
+    int outwards = advice != PL_MAP_DONTNEED;
+    size_t at = outwards ? page_start(m, start, &len) : whole_pages(m, start, &len);
     return madvise(m->base + at, len, advices[advice]) < 0 ? -errno : 0;
 }

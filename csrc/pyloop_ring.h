@@ -23,10 +23,10 @@ struct pl_ring;
  * one message of `max_message` (at least 1) bytes: else -EINVAL. NULL with -errno in *error. */
 struct pl_ring *pl_ring_new(uint64_t capacity, uint64_t max_message, int *error);
 
-/* One that other processes of this user find by name; `create` is an enum pl_create. Attached to one that is there, capacity and max_message
- * are what its creator chose. *outcome: 1 created, 0 attached, else NULL and -EINVAL: no such name can be, or shape;
- * -ENOENT, -EEXIST, -ENOSPC and their kin; -EACCES: it is another user's; -ETIMEDOUT: another process keeps the lock;
- * -EINTR: call again; PL_E_FOREIGN. */
+/* One that other processes of this user find by name; `create` is an enum pl_create. Attached to one that is there,
+ * capacity and max_message are what its creator chose. *outcome: 1 created, 0 attached, else NULL and -EINVAL: no such
+ * name can be, or shape; -ENOENT, -EEXIST, -ENOSPC and their kin; -EACCES: it is another user's; -ETIMEDOUT: another
+ * process keeps the lock; -EINTR: call again; PL_E_FOREIGN. */
 struct pl_ring *pl_ring_open(const char *name, int create, uint64_t capacity, uint64_t max_message,
                              int *outcome);
 

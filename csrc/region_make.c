@@ -182,8 +182,8 @@ static int unlink_bell(const char *path)
     return unlink(path) < 0 && errno != ENOENT ? -errno : 0;
 }
 
-/* Fill an object that is empty, or of which another one left something. All its pages are taken now: a full memory is an
- * error here, and never again. */
+/* Fill an object that is empty, or where another maker left something. All its pages are taken now: a full memory is
+ * an error here, and never again. */
 static int furnish(struct region *r, const struct names *names, const struct region_head *want)
 {
     uint64_t inode;
@@ -319,7 +319,7 @@ static int unlink_both(const struct names *names, int fd)
         return -errno;
     if (!status.st_nlink)
         return -ENOENT;
-    (void)unlink_bell(names->bell); /* first: as soon as the object is gone, a bell of that name is another one's */
+    (void)unlink_bell(names->bell); /* first: once the object is gone, the bell may be another one's */
     return shm_unlink(names->object) < 0 ? -errno : 0;
 }
 
