@@ -85,7 +85,9 @@ SAN := -std=c11 -D_GNU_SOURCE -g -O1 -fsanitize=address,undefined -fno-sanitize-
 	-Icsrc -Itests/c -pthread
 WRAP := -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc
 C_SOURCES := $(sort $(wildcard csrc/*.c))
+LIBS := -lrt # shm_open, before glibc 2.34
 ifneq ($(shell uname -s),Linux)
+LIBS :=
 C_SOURCES := $(filter-out csrc/poller_epoll.c csrc/uring.c,$(C_SOURCES))
 endif
 C_TESTS := $(patsubst tests/c/%.c,%,$(sort $(wildcard tests/c/test_*.c)))
@@ -102,7 +104,7 @@ build/asan/%.o: csrc/%.c
 
 build/asan/test_%: tests/c/test_%.c $(ASAN_OBJECTS)
 	@mkdir -p $(@D)
-	@$(CC) $(SAN) -MMD -MP -MF $@.d $< $(ASAN_OBJECTS) $(WRAP) -o $@
+	@$(CC) $(SAN) -MMD -MP -MF $@.d $< $(ASAN_OBJECTS) $(WRAP) $(LIBS) -o $@
 
 # With the marked steps of csrc/step.h, at each of which it kills a process.
 STEP_SOURCES := lock feed ring
@@ -112,13 +114,13 @@ build/steps/%.o: csrc/%.c
 
 $(addprefix build/asan/,$(filter %_steps,$(C_TESTS))): build/asan/%: tests/c/%.c $(ASAN_OBJECTS) $(STEP_SOURCES:%=build/steps/%.o)
 	@$(CC) $(SAN) -MMD -MP -MF $@.d $< $(STEP_SOURCES:%=build/steps/%.o) \
-		$(filter-out $(STEP_SOURCES:%=build/asan/%.o),$(ASAN_OBJECTS)) $(WRAP) -o $@
+		$(filter-out $(STEP_SOURCES:%=build/asan/%.o),$(ASAN_OBJECTS)) $(WRAP) $(LIBS) -o $@
 
 # libFuzzer where there is clang; else the program drives itself.
 build/fuzz/fuzz_%: tests/c/fuzz_%.c $(C_SOURCES) $(wildcard csrc/*.h tests/c/*.h)
 	@mkdir -p $(@D)
-	@if [ -n "$(CLANG)" ]; then clang $(subst -fsanitize=,-fsanitize=fuzzer$(comma),$(SAN)) $< $(C_SOURCES) -o $@; \
-	else $(CC) $(SAN) -DFUZZ_STANDALONE $< $(C_SOURCES) -o $@; fi
+	@if [ -n "$(CLANG)" ]; then clang $(subst -fsanitize=,-fsanitize=fuzzer$(comma),$(SAN)) $< $(C_SOURCES) $(LIBS) -o $@; \
+	else $(CC) $(SAN) -DFUZZ_STANDALONE $< $(C_SOURCES) $(LIBS) -o $@; fi
 
 build/strict/%.o: csrc/%.c
 	@mkdir -p $(@D)
@@ -142,7 +144,7 @@ build/tsan/%.o: csrc/%.c
 
 build/tsan/test_%: tests/c/test_%.c $(TSAN_OBJECTS)
 	@mkdir -p $(@D)
-	@$(CC) $(TSAN) -MMD -MP -MF $@.d $< $(TSAN_OBJECTS) $(WRAP) -o $@
+	@$(CC) $(TSAN) -MMD -MP -MF $@.d $< $(TSAN_OBJECTS) $(WRAP) $(LIBS) -o $@
 
 -include $(wildcard build/tsan/*.d)
 

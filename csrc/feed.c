@@ -98,7 +98,7 @@ int pl_feed_open(const char *name, uint64_t capacity, struct pl_feed **result)
     struct pl_feed *feed = calloc(1, sizeof *feed);
     if (!feed)
         return -ENOMEM;
-    int rc = region_open(&feed->region, name, REGION_EITHER, &want, &found);
+    int rc = region_open(&feed->region, name, PL_ATTACH_OR_CREATE, &want, &found);
     return finish(rc, feed, &found, result);
 }
 

@@ -1,7 +1,7 @@
 /* lock.c -- a lock whose holder may be killed: the lock word.
  *
  *     63          32 31        30       0
- *     | start time  | contended |  pid  |      0: nobody has it
+ *     | start time  | contended |  pid  |      0: nobody has it; start time 0: not known
  *
  * The kernel knows nothing of it but its low half, to wait on (futex). Who waits looks every 100 ms whether the
  * holder lives: is there a process of that pid, started at that time, that is no zombie? If not, it takes the
@@ -105,15 +105,16 @@ static int is_alive(uint64_t word)
     if (pid <= 0)
         return 0;
     (void)snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    uint32_t start = (uint32_t)(word >> 32);
     if (read_vitals(path, &vitals) == 0)
-        return (uint32_t)vitals.start == (uint32_t)(word >> 32) && !has_ended(&vitals);
+        return (!start || (uint32_t)vitals.start == start) && !has_ended(&vitals);
     return kill(pid, 0) == 0 || errno != ESRCH; /* /proc may be missing, or hide others */
 }
 
 static uint64_t find_self(void)
 {
     struct vitals vitals = {0};
-    (void)read_vitals("/proc/self/stat", &vitals); /* no /proc: then nobody can compare it either */
+    (void)read_vitals("/proc/self/stat", &vitals); /* no /proc here, or no fd for it: 0, not known */
     return (uint64_t)(uint32_t)vitals.start << 32 | ((uint64_t)getpid() & PID_MASK);
 }
 
@@ -149,10 +150,11 @@ int self_is_new(const struct pl_self *self) { return !known_word(self); }
 
 static uint64_t self_word(struct pl_self *self)
 {
-    uint64_t word = known_word(self);
+    uint64_t seen = atomic_load_explicit(self->word, memory_order_relaxed), word = known_word(self);
     if (!word) {
         word = find_self();
-        atomic_store_explicit(self->word, word, memory_order_release);
+        if (!atomic_compare_exchange_strong(self->word, &seen, word)) /* all threads say the same */
+            word = seen;
     }
     return word;
 }
@@ -236,11 +238,11 @@ static int wait_slice(_Atomic(uint64_t) *word, uint64_t held, int64_t deadline)
 {
     int64_t ns = time_left(deadline, PL_LOCK_SLICE_NS);
     int rc = ns ? wait_change(word, (uint32_t)held, ns) : -ETIMEDOUT;
-    if (rc != -ETIMEDOUT)
+    if (rc != -ETIMEDOUT && rc != -EINTR)
         return rc;
-    if (!is_alive(held))
+    if (!is_alive(held)) /* looked at after a signal too: where one comes every few ms no slice passes */
         return 1;
-    return time_left(deadline, 1) ? 0 : -ETIMEDOUT;
+    return rc == -ETIMEDOUT && time_left(deadline, 1) ? 0 : rc;
 }
 
 int lock_acquire(struct pl_self *self, _Atomic(uint64_t) *word, int64_t deadline)

@@ -280,6 +280,17 @@ int pl_mapping_flush(struct pl_mapping *m, size_t start, size_t len)
     return msync(m->base + at, len, MS_SYNC) < 0 ? -errno : 0;
 }
 
+/* The pages that have nothing but bytes of the range, as its offset from base and *len; 0 of them: *len is 0. */
+static size_t whole_pages(const struct pl_mapping *m, size_t start, size_t *len)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), shift = (size_t)(m->data - m->base);
+    size_t end = shift + start + *len, first = start ? (shift + start + page - 1) / page * page : 0;
+    if (start + *len < m->len) /* what is behind the mapping on its last page is nobody's */
+        end = end / page * page;
+    *len = end > first ? end - first : 0;
+    return first;
+}
+
 int pl_mapping_advise(struct pl_mapping *m, size_t start, size_t len, int advice)
 {
     static const int advices[] = {[PL_MAP_NORMAL] = MADV_NORMAL,
@@ -289,6 +300,7 @@ int pl_mapping_advise(struct pl_mapping *m, size_t start, size_t len, int advice
                                   [PL_MAP_DONTNEED] = MADV_DONTNEED};
     if (!mapping_has(m, start, len) || advice < PL_MAP_NORMAL || advice > PL_MAP_DONTNEED)
         return -EINVAL;
-    size_t at = page_start(m, start, &len);
+    int outwards = advice != PL_MAP_DONTNEED;
+    size_t at = outwards ? page_start(m, start, &len) : whole_pages(m, start, &len);
     return madvise(m->base + at, len, advices[advice]) < 0 ? -errno : 0;
 }

@@ -15,6 +15,18 @@
 #include "pyloop.h"
 #include "sock.h"
 
+#if defined(__linux__) && !defined(MFD_ALLOW_SEALING) /* glibc before 2.27 */
+#include <sys/syscall.h>
+#define memfd_create(name, flags) (int)syscall(SYS_memfd_create, name, flags)
+#define MFD_CLOEXEC 1u
+#define MFD_ALLOW_SEALING 2u
+#define F_ADD_SEALS 1033
+#define F_GET_SEALS 1034
+#define F_SEAL_SEAL 1
+#define F_SEAL_SHRINK 2
+#define F_SEAL_GROW 4
+#endif
+
 #ifdef MFD_ALLOW_SEALING
 
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)

@@ -38,7 +38,8 @@ struct pl_feed_cursor {
 int pl_feed_new(uint64_t capacity, struct pl_feed **feed);
 
 /* Make the one that is called `name`, or attach to it: then it has the capacity that its maker chose. 1: made; 0;
- * -EINVAL: not 1 to 200 bytes, or a slash; PL_E_FOREIGN; -EACCES, and as above. */
+ * -EINVAL: not 1 to 200 bytes, or a slash; PL_E_FOREIGN; -EACCES: it is another user's; -ETIMEDOUT: another process
+ * keeps the lock; -EINTR: call again; and as above. */
 int pl_feed_open(const char *name, uint64_t capacity, struct pl_feed **feed);
 
 /* Another process's, by its fds, which are copied. 0, PL_E_FOREIGN, and as above. */

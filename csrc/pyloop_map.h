@@ -26,7 +26,7 @@ enum pl_map_advice {
     PL_MAP_RANDOM = 1,
     PL_MAP_SEQUENTIAL = 2,
     PL_MAP_WILLNEED = 3,
-    PL_MAP_DONTNEED = 4 /* PL_MAP_PRIVATE: also forgets what was written */
+    PL_MAP_DONTNEED = 4 /* only whole pages; PL_MAP_PRIVATE: also forgets what was written there */
 };
 
 enum pl_map_error {

@@ -1,4 +1,4 @@
-/* pyloop_memory.h -- the part of the contract for memory that unrelated processes share: locks.
+/* pyloop_memory.h -- the part of the contract for memory that unrelated processes share: how to make things, locks.
  *
  * The conventions of pyloop.h hold. */
 #ifndef PYLOOP_MEMORY_H
@@ -7,6 +7,13 @@
 #include <stdint.h>
 
 /* cffi: begin */
+
+/* What to do about a thing that another process may have made already. */
+enum pl_create {
+    PL_ATTACH = 0,        /* -ENOENT where there is none */
+    PL_CREATE = 1,        /* -EEXIST where there is one */
+    PL_ATTACH_OR_CREATE = 2
+};
 
 /* ---- a lock that recovers from a killed holder ------------------------------ */
 

@@ -19,19 +19,14 @@
 
 struct pl_ring;
 
-enum pl_ring_create {
-    PL_RING_ATTACH = 0, /* -ENOENT when there is none of that name */
-    PL_RING_CREATE = 1, /* -EEXIST when there is */
-    PL_RING_EITHER = 2
-};
-
 /* A nameless one, for this process and those that inherit or are given its two fds. Capacity a multiple of 8, room for
  * one message of `max_message` (at least 1) bytes: else -EINVAL. NULL with -errno in *error. */
 struct pl_ring *pl_ring_new(uint64_t capacity, uint64_t max_message, int *error);
 
-/* One that other processes of this user find by name. Attached to one that is there, capacity and max_message
- * are what its creator chose. *outcome: 1 created, 0 attached, else NULL and -EINVAL: no such name can be, or shape;
- * -ENOENT, -EEXIST, -EACCES, -ENOSPC and their kin; PL_E_FOREIGN. */
+/* One that other processes of this user find by name; `create` is an enum pl_create. Attached to one that is there,
+ * capacity and max_message are what its creator chose. *outcome: 1 created, 0 attached, else NULL and -EINVAL: no such
+ * name can be, or shape; -ENOENT, -EEXIST, -ENOSPC and their kin; -EACCES: it is another user's; -ETIMEDOUT: another
+ * process keeps the lock; -EINTR: call again; PL_E_FOREIGN. */
 struct pl_ring *pl_ring_open(const char *name, int create, uint64_t capacity, uint64_t max_message,
                              int *outcome);
 

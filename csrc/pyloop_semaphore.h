@@ -16,12 +16,6 @@
 
 struct pl_semaphore; /* the C library's sem_t */
 
-enum pl_create {
-    PL_ATTACH = 0,        /* -ENOENT where there is none */
-    PL_CREATE = 1,        /* -EEXIST where there is one */
-    PL_ATTACH_OR_CREATE = 2
-};
-
 /* Open the semaphore `name` ("/" and at least one other character), of the caller's user only if it is made here;
  * `value` counts then only. 0 and *found, to be closed once for each open; -ENOENT, -EEXIST, -EACCES; -EINVAL: a value
  * over SEM_VALUE_MAX, a name that cannot be, or what has this name is no semaphore; -ENAMETOOLONG, -EMFILE, -ENFILE,

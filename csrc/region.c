@@ -16,6 +16,10 @@
 
 #include <sys/epoll.h>
 
+#ifndef F_OFD_SETLK /* glibc before 2.20 */
+#define F_OFD_SETLK 37
+#endif
+
 #define LOCK_TRIES 20
 #define NAP_FIRST_NS 20000
 #define NAP_MOST_NS 1000000

@@ -48,20 +48,15 @@ struct region {
     _Atomic(uint64_t) thread; /* named: a lock word of this process, whose threads a file lock lets pass */
 };
 
-enum region_create {
-    REGION_ATTACH = 0,
-    REGION_CREATE = 1,
-    REGION_EITHER = 2
-};
-
 /* All three: `want` says kind, version, size and params of a new one; attached ones must be of its kind and version,
  * and *found is what they are (checked: size is that of the memory). What lies behind the head is zero in a new one.
  * -ENOMEM, -ENOSPC, -EMFILE and their kin: nothing is left behind. */
 int region_new(struct region *r, const char *label, const struct region_head *want);
 
-/* 1: created, 0: attached; -EEXIST, -ENOENT, -EACCES, PL_E_FOREIGN: something else has that name, or one that was left
- * half made. `name` has no slash, 1..REGION_NAME_MAX bytes, and does not end in ".bell" (-EINVAL). */
-int region_open(struct region *r, const char *name, enum region_create create,
+/* 1: created, 0: attached; -EEXIST, -ENOENT; -EACCES: it is another user's; PL_E_FOREIGN: something else has that name,
+ * or one that was left half made; -ETIMEDOUT: somebody keeps its lock; -EINTR: call again. `name` has no slash,
+ * 1..REGION_NAME_MAX bytes, and does not end in ".bell" (-EINVAL). */
+int region_open(struct region *r, const char *name, enum pl_create create,
                 const struct region_head *want, struct region_head *found);
 
 /* Another process's: its two fds, which are copied. 0, PL_E_FOREIGN. */

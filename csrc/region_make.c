@@ -182,19 +182,14 @@ static int unlink_bell(const char *path)
     return unlink(path) < 0 && errno != ENOENT ? -errno : 0;
 }
 
-/* Fill an empty object. All its pages are taken now: a full memory is an error here, and never again. */
+/* Fill an object that is empty, or where another maker left something. All its pages are taken now: a full memory is
+ * an error here, and never again. */
 static int furnish(struct region *r, const struct names *names, const struct region_head *want)
 {
     uint64_t inode;
-    int rc = write_head(r, want);
-    if (rc < 0)
-        return rc;
-    do
-        rc = posix_fallocate(r->fd, 0, (off_t)want->size);
-    while (rc == EINTR);
-    if (rc)
-        return -rc;
-    if ((rc = unlink_bell(names->bell)) < 0)
+    int rc = ftruncate(r->fd, 0) < 0 ? -errno : write_head(r, want);
+    if (rc < 0 || (rc = pl_shm_allocate(r->fd, want->size)) < 0 ||
+        (rc = unlink_bell(names->bell)) < 0)
         return rc;
     if (mkfifo(names->bell, OBJECT_MODE) < 0)
         return -errno;
@@ -235,7 +230,7 @@ static int attach(struct region *r, const struct names *names, const struct regi
 }
 
 /* What to do with the object behind r->fd, whose file lock is ours. */
-static int settle(struct region *r, const struct names *names, enum region_create create,
+static int settle(struct region *r, const struct names *names, enum pl_create create,
                   const struct region_head *want, struct region_head *found)
 {
     struct stat status;
@@ -243,30 +238,32 @@ static int settle(struct region *r, const struct names *names, enum region_creat
         return -errno;
     if (!S_ISREG(status.st_mode))
         return PL_E_FOREIGN;
+    if (status.st_uid != geteuid()) /* /dev/shm is everybody's */
+        return -EACCES;
     if (!status.st_nlink)
         return AGAIN; /* unlinked meanwhile */
     int rc = is_half_made(r, &status);
     if (rc < 0)
         return rc;
     if (rc == 0) /* -EEXIST: another one was quicker with the lock */
-        return create == REGION_CREATE ? -EEXIST : attach(r, names, want, found);
-    if (create == REGION_ATTACH)
+        return create == PL_CREATE ? -EEXIST : attach(r, names, want, found);
+    if (create == PL_ATTACH)
         return AGAIN;
     if ((rc = furnish(r, names, want)) < 0) {
-        (void)shm_unlink(names->object);
         (void)unlink_bell(names->bell);
+        (void)shm_unlink(names->object);
         return rc;
     }
     *found = *want;
     return CREATED;
 }
 
-static int open_object(const struct names *names, enum region_create create)
+static int open_object(const struct names *names, enum pl_create create)
 {
     int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW;
-    if (create != REGION_ATTACH)
+    if (create != PL_ATTACH)
         flags |= O_CREAT;
-    if (create == REGION_CREATE)
+    if (create == PL_CREATE)
         flags |= O_EXCL;
     int fd = shm_open(names->object, flags, OBJECT_MODE);
     if (fd < 0)
@@ -277,7 +274,7 @@ static int open_object(const struct names *names, enum region_create create)
     return moved;
 }
 
-static int try_open(struct region *r, const struct names *names, enum region_create create,
+static int try_open(struct region *r, const struct names *names, enum pl_create create,
                     const struct region_head *want, struct region_head *found)
 {
     int rc = begin(r);
@@ -296,7 +293,7 @@ fail:
     return rc;
 }
 
-int region_open(struct region *r, const char *name, enum region_create create,
+int region_open(struct region *r, const char *name, enum pl_create create,
                 const struct region_head *want, struct region_head *found)
 {
     struct names names;
@@ -313,15 +310,32 @@ int region_open(struct region *r, const char *name, enum region_create create,
     return PL_E_FOREIGN; /* left half made, and nobody goes on with it */
 }
 
+/* The lock keeps out who would find half of it. While it cannot be had nobody else gets in, either. */
+static int unlink_both(const struct names *names, int fd)
+{
+    struct stat status;
+    (void)region_lock_file(fd, deadline_of(PATIENCE_NS));
+    if (fstat(fd, &status) < 0)
+        return -errno;
+    if (!status.st_nlink)
+        return -ENOENT;
+    (void)unlink_bell(names->bell); /* first: once the object is gone, the bell may be another one's */
+    return shm_unlink(names->object) < 0 ? -errno : 0;
+}
+
 int region_unlink(const char *name)
 {
     struct names names;
     int rc = make_names(&names, name);
     if (rc < 0)
         return rc;
-    rc = shm_unlink(names.object) < 0 ? -errno : 0;
-    if (rc == 0 || rc == -ENOENT)
-        (void)unlink_bell(names.bell);
+    int fd = open_object(&names, PL_ATTACH);
+    if (fd == -ENOENT)
+        return fd;
+    if (fd < 0) /* none of ours, perhaps */
+        return shm_unlink(names.object) < 0 ? -errno : 0;
+    rc = unlink_both(&names, fd);
+    sock_close(fd);
     return rc;
 }
 
@@ -340,7 +354,7 @@ int region_adopt(struct region *r, int fd, int bell, const struct region_head *w
     return -ENOSYS;
 }
 
-int region_open(struct region *r, const char *name, enum region_create create,
+int region_open(struct region *r, const char *name, enum pl_create create,
                 const struct region_head *want, struct region_head *found)
 {
     (void)r, (void)name, (void)create, (void)want, (void)found;

@@ -77,14 +77,14 @@ struct pl_ring *pl_ring_open(const char *name, int create, uint64_t capacity, ui
                              int *outcome)
 {
     struct region_head found, want = head_of(capacity, max_message);
-    if (create != PL_RING_ATTACH && !is_shape(capacity, max_message)) {
+    if (create != PL_ATTACH && !is_shape(capacity, max_message)) {
         *outcome = -EINVAL;
         return NULL;
     }
     struct pl_ring *ring = begin(outcome);
     if (!ring)
         return NULL;
-    int rc = region_open(&ring->region, name, (enum region_create)create, &want, &found);
+    int rc = region_open(&ring->region, name, (enum pl_create)create, &want, &found);
     return finish(ring, rc, &found, outcome);
 }
 

@@ -157,8 +157,8 @@ class MappedFile(Mapping):
 
         Args:
             advice: "sequential", "random" or "normal" for how far to read ahead; "willneed": fetch
-                them now; "dontneed": give the memory back. Under mode "c" the last one also
-                forgets what was written.
+                them now; "dontneed": give the memory back, of pages that are wholly in the range.
+                Under mode "c" the last one also forgets what was written there.
             start: The first byte.
             length: How many; None: all that follow.
         """

@@ -122,11 +122,13 @@ def open_ring(name: str, capacity: int | None, max_message: int | None, create: 
     if not isinstance(name, str):
         raise TypeError(f"name must be a str or None, not {type(name).__name__}")
     size, longest = _shape(capacity, max_message) if create is not False else (0, 0)
-    how = {True: lib.PL_RING_CREATE, False: lib.PL_RING_ATTACH, None: lib.PL_RING_EITHER}[create]
+    how = {True: lib.PL_CREATE, False: lib.PL_ATTACH, None: lib.PL_ATTACH_OR_CREATE}[create]
     encoded = os.fsencode(name)
     outcome = ffi.new("int *", -errno.EINVAL)
     ring = ffi.NULL
     if b"\0" not in encoded:
+        outcome[0] = INTERRUPTED
+    while ring == ffi.NULL and outcome[0] == INTERRUPTED:  # Python has run its signal handlers
         ring = lib.pl_ring_open(encoded, how, size, longest, outcome)
     if ring == ffi.NULL:
         raise _open_failure(name, outcome[0], size)

@@ -59,7 +59,9 @@ class Feed:
         where = ffi.new("struct pl_feed **")
         try:
             if name:
-                check(lib.pl_feed_open(name.encode(), capacity, where))
+                while (rc := lib.pl_feed_open(name.encode(), capacity, where)) == -errno.EINTR:
+                    pass  # Python has run its signal handlers
+                check(rc)
             else:
                 check(lib.pl_feed_new(capacity, where))
         except ValueError as exc:

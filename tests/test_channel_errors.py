@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import fcntl
 import mmap
 import os
 import queue
@@ -12,6 +13,7 @@ import re
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -23,10 +25,12 @@ from channels import TIMEOUT, Maker, fresh_name, make, named, named_channel, sta
 
 import pyloop
 from pyloop.core import lib
+from pyloop.shm_broker import Feed
 
 __all__ = ["make", "named"]
 
 SHM = Path("/dev/shm")
+F_OFD_SETLK = 37
 TAIL, HEAD, DATA = 72, 136, 256  # offsets in the memory: csrc/ring.c
 NAME_RULE = 'a name is 1 to 200 bytes, without "/" and not ending in ".bell"'
 
@@ -104,6 +108,33 @@ def test_create_says_which_names_will_do() -> None:
     other.unlink()
     with pytest.raises(FileNotFoundError, match=f"channel '{name}'"):
         other.unlink()
+
+
+@pytest.mark.parametrize("attach", [pyloop.Channel, lambda name: Feed.make(name, 4096)])
+def test_signals_while_another_one_keeps_the_lock_are_handled_meanwhile(
+    attach: Callable[[str], pyloop.Channel | Feed],
+) -> None:
+    name, left = fresh_name(), [3]
+    first = attach(name)
+    holder = os.open(SHM / name, os.O_RDWR)
+    whole = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # struct flock
+    fcntl.fcntl(holder, F_OFD_SETLK, whole)
+
+    def let_go(*_: object) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            os.close(holder)
+
+    before = signal.signal(signal.SIGALRM, let_go)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        attach(name)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        first.unlink()
+    assert left == [0]
 
 
 # ---- files ----

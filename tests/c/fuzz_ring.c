@@ -39,7 +39,7 @@ static struct pl_ring *make(int named)
     if (!named)
         return pl_ring_new(CAPACITY, MAX_MESSAGE, &rc);
     (void)snprintf(name, sizeof name, "pyloop-fuzz-%d", (int)getpid());
-    struct pl_ring *ring = pl_ring_open(name, PL_RING_EITHER, CAPACITY, MAX_MESSAGE, &rc);
+    struct pl_ring *ring = pl_ring_open(name, PL_ATTACH_OR_CREATE, CAPACITY, MAX_MESSAGE, &rc);
     (void)pl_ring_unlink(name);
     return ring;
 }

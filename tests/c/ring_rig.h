@@ -27,7 +27,7 @@ static inline struct pl_ring *ring_of(int named)
     if (!named)
         return pl_ring_new(CAPACITY, MAX_MESSAGE, &rc);
     (void)pl_ring_unlink(ring_name());
-    return pl_ring_open(ring_name(), PL_RING_CREATE, CAPACITY, MAX_MESSAGE, &rc);
+    return pl_ring_open(ring_name(), PL_CREATE, CAPACITY, MAX_MESSAGE, &rc);
 }
 
 /* Another process's view of the same. */
@@ -36,7 +36,7 @@ static inline struct pl_ring *ring_again(struct pl_ring *ring, int named)
     int rc;
     if (!named)
         return pl_ring_adopt(pl_ring_fd(ring), pl_ring_bell(ring), &rc);
-    return pl_ring_open(ring_name(), PL_RING_ATTACH, 0, 0, &rc);
+    return pl_ring_open(ring_name(), PL_ATTACH, 0, 0, &rc);
 }
 
 static inline void ring_end(struct pl_ring *ring, int named)

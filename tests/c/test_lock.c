@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -30,10 +31,20 @@ static struct shared *shared(void)
     return data == MAP_FAILED ? NULL : data;
 }
 
+#define POLLS 150000
+#define POLL_US 200
+
 static void wait_told(struct shared *s, int value)
 {
-    while (s->told < value)
-        usleep(200);
+    for (int i = 0; i < POLLS && s->told < value; i++)
+        usleep(POLL_US);
+}
+
+/* Until somebody waits for the lock, as its mark says. */
+static void wait_contended(struct shared *s)
+{
+    for (int i = 0; i < POLLS && !(*(volatile uint64_t *)&s->word >> 31 & 1); i++)
+        usleep(POLL_US);
 }
 
 /* A child that takes the lock, says so, and has it until it is killed. */
@@ -116,8 +127,7 @@ static void test_holder_that_dies_while_somebody_waits_is_recovered_from(void)
     struct shared *s = shared();
     pid_t pid = holder(s), killer = fork();
     if (killer == 0) {
-        while (!(*(volatile uint64_t *)&s->word >> 31 & 1)) /* the waiter's mark */
-            usleep(200);
+        wait_contended(s);
         _exit(kill(pid, SIGKILL) != 0);
     }
     CHECK(pl_lock_acquire(self, &s->word, LONG_NS) == 1);
@@ -159,8 +169,8 @@ static void test_process_whose_first_thread_ended_is_alive(void)
         syscall(SYS_exit, 0); /* this thread only */
     }
     wait_told(s, 1);
-    while (!first_thread_ended(pid))
-        usleep(200);
+    for (int i = 0; i < POLLS && !first_thread_ended(pid); i++)
+        usleep(POLL_US);
     CHECK(pl_lock_acquire(self, &s->word, 0) == -ETIMEDOUT);
     CHECK(pl_lock_acquire(self, &s->word, 150 * MS) == -ETIMEDOUT);
     kill_and_leave(pid);
@@ -179,6 +189,23 @@ static void test_word_of_another_with_the_same_pid_is_taken_over(void)
     CHECK(pl_lock_acquire(self, &s->word, 0) == 1 && (s->word & ~(UINT64_C(1) << 31)) == mine);
     s->word = mine - start;
     CHECK(pl_lock_acquire(self, &s->word, LONG_NS) == 1 && pl_lock_release(self, &s->word) == 0);
+}
+
+/* It could not look up when it was started, but it lives. */
+static void test_holder_that_was_short_of_fds_is_alive(void)
+{
+    struct shared *s = shared();
+    struct rlimit old, none;
+    CHECK(getrlimit(RLIMIT_NOFILE, &old) == 0);
+    none = (struct rlimit){0, old.rlim_max};
+    CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    pid_t pid = holder(s);
+    CHECK(setrlimit(RLIMIT_NOFILE, &old) == 0);
+    CHECK(pl_lock_acquire(self, &s->word, 0) == -ETIMEDOUT);
+    CHECK(pl_lock_acquire(self, &s->word, 150 * MS) == -ETIMEDOUT);
+    kill_and_leave(pid);
+    CHECK(pl_lock_acquire(self, &s->word, 0) == 1);
+    reap(pid);
 }
 
 static void test_words_of_no_process_are_taken_over(void)
@@ -225,6 +252,24 @@ static void test_signal_interrupts(void)
         CHECK(errno == EINTR);
     sigaction(SIGUSR1, &old, NULL);
     kill_and_leave(pid);
+    reap(pid);
+}
+
+/* Each wait is over before a slice of it is, and the next one begins anew. */
+static void test_regular_signals_do_not_hide_that_the_holder_died(void)
+{
+    struct sigaction action = {.sa_handler = nothing}, old;
+    struct shared *s = shared();
+    int rc = -EINTR;
+    pid_t pid = holder(s);
+    kill_and_leave(pid);
+    sigaction(SIGALRM, &action, &old);
+    ualarm(2000, 2000);
+    for (int i = 0; i < 200 && rc == -EINTR; i++)
+        rc = pl_lock_acquire(self, &s->word, -1);
+    ualarm(0, 0);
+    sigaction(SIGALRM, &old, NULL);
+    CHECK(rc == 1);
     reap(pid);
 }
 
@@ -298,8 +343,7 @@ static void test_killed_waiters_hold_nobody_up(void)
     for (int i = 0; i < 3; i++)
         if ((pids[i] = fork()) == 0)
             _exit(pl_lock_acquire(self, &s->word, LONG_NS) < 0);
-    while (!(*(volatile uint64_t *)&s->word >> 31 & 1))
-        usleep(200);
+    wait_contended(s);
     kill_and_leave(pids[0]);
     kill_and_leave(first);
     /* The other two take it one from the other: both end without letting go. */
@@ -307,26 +351,6 @@ static void test_killed_waiters_hold_nobody_up(void)
     CHECK(pl_lock_acquire(self, &s->word, LONG_NS) == 1);
     reap(first);
     reap(pids[0]);
-}
-
-static void test_place_tells_zeroes_a_lock_and_other_data(void)
-{
-    uint64_t memory[2] = {0}, *word = NULL, *again = NULL;
-    CHECK(pl_lock_place(memory, PL_ATTACH, &word) == -ENOENT && !word && !memory[0]);
-    CHECK(pl_lock_place(memory, PL_CREATE, &word) == 0 && word == memory + 1 && *word == 0);
-    CHECK(pl_lock_acquire(self, word, 0) == 0);
-    CHECK(pl_lock_place(memory, PL_CREATE, &again) == -EEXIST && !again);
-    CHECK(pl_lock_place(memory, PL_ATTACH, &again) == 0 && again == word);
-    CHECK(pl_lock_place(memory, PL_ATTACH_OR_CREATE, &again) == 0 && again == word);
-    CHECK(pl_lock_owner(again) == getpid());
-    uint64_t head = memory[0];
-    for (int bit = 0; bit < 64; bit++)
-        for (int create = PL_ATTACH; create <= PL_ATTACH_OR_CREATE; create++) {
-            memory[0] = head ^ (UINT64_C(1) << bit);
-            CHECK(pl_lock_place(memory, create, &again) == PL_E_FOREIGN);
-        }
-    memory[0] = memory[1] = 0;
-    CHECK(pl_lock_place(memory, PL_ATTACH_OR_CREATE, &again) == 0 && memory[0] == head);
 }
 
 static void test_short_of_memory_there_is_no_self(void)
@@ -345,13 +369,14 @@ CHECK_MAIN(self = pl_self_new(); /* as in Python, children inherit it */
            RUN(test_holder_that_dies_while_somebody_waits_is_recovered_from);
            RUN(test_process_whose_first_thread_ended_is_alive);
            RUN(test_word_of_another_with_the_same_pid_is_taken_over);
+           RUN(test_holder_that_was_short_of_fds_is_alive);
            RUN(test_words_of_no_process_are_taken_over);
            RUN(test_forsaken_lock_is_recovered_by_the_next);
            RUN(test_signal_interrupts);
+           RUN(test_regular_signals_do_not_hide_that_the_holder_died);
            RUN(test_child_of_the_holder_does_not_have_it);
            RUN(test_threads_of_a_process_exclude_each_other);
            RUN(test_processes_exclude_each_other);
            RUN(test_killed_waiters_hold_nobody_up);
-           RUN(test_place_tells_zeroes_a_lock_and_other_data);
            RUN(test_short_of_memory_there_is_no_self);
            pl_self_free(self);)

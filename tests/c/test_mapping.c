@@ -132,6 +132,22 @@ static void test_shared_writes_reach_the_file_and_private_ones_do_not(void)
     }
 }
 
+/* Bytes beside the range share its pages. */
+static void test_forgetting_a_range_leaves_what_was_written_beside_it(void)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), from = 10, to = 2 * page + 10;
+    CHECK(file_map(3, FILE_BYTES - 3, PL_MAP_PRIVATE) == 0);
+    CHECK(pl_mapping_fill(m, 0, 0xee, FILE_BYTES - 3) == 0);
+    CHECK(pl_mapping_advise(m, from, to - from, PL_MAP_DONTNEED) == 0);
+    const uint8_t *data = pl_mapping_data(m);
+    CHECK(data[from - 1] == 0xee && data[to] == 0xee && data[FILE_BYTES - 4] == 0xee);
+    CHECK(data[page] == expected[page + 3]); /* a page that is all inside */
+    CHECK(pl_mapping_advise(m, from, 1, PL_MAP_DONTNEED) == 0 && data[from] == 0xee);
+    CHECK(pl_mapping_advise(m, 0, FILE_BYTES - 3, PL_MAP_DONTNEED) == 0);
+    CHECK(data[0] == expected[3] && data[FILE_BYTES - 4] == expected[FILE_BYTES - 1]);
+    file_close();
+}
+
 static void test_a_range_beyond_the_mapping_is_refused(void)
 {
     CHECK(file_map(0, 100, PL_MAP_SHARED) == 0);
@@ -234,6 +250,7 @@ CHECK_MAIN(RUN(test_any_offset_maps_the_bytes_from_there);
            RUN(test_what_cannot_be_mapped_is_refused);
            RUN(test_the_last_reference_unmaps_and_closes);
            RUN(test_shared_writes_reach_the_file_and_private_ones_do_not);
+           RUN(test_forgetting_a_range_leaves_what_was_written_beside_it);
            RUN(test_a_range_beyond_the_mapping_is_refused);
            RUN(test_a_read_only_mapping_is_not_written);
            RUN(test_copies_of_what_the_file_has_lost_are_errors);
