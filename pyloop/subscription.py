@@ -177,7 +177,7 @@ class Subscription:
     def _call(self, callback: Callable[..., object], *args: object) -> None:
         try:
             callback(*args)
-        except Exception:
+        except (Exception, asyncio.CancelledError):  # whose cancelled future is not our end
             log.exception("%r of a subscriber of %r raised", callback, self.prefix)
 
     def _wake(self) -> None:

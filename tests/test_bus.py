@@ -244,6 +244,22 @@ def test_callback_that_raises_is_logged_and_harms_nobody(run, caplog):
     caplog.clear()  # their tracebacks keep the bus, and its fds
 
 
+def test_callback_that_asks_a_cancelled_future_does_not_deafen_the_bus(run, caplog):
+    async def main():
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        async with pyloop.Bus() as bus:
+            bus.subscribe("t", lambda topic, message: future.result())
+            async with bus.subscribe() as messages:
+                bus.publish("t", b"1")
+                bus.publish("", b"2")
+                assert await take(messages, 2) == [("t", b"1"), ("", b"2")]
+
+    run(main())
+    assert "of a subscriber of 't' raised" in caplog.text
+    caplog.clear()
+
+
 def test_publishers_that_are_killed_disturb_nobody(run, url):
     async def main():
         async with pyloop.Bus(url) as bus, bus.subscribe("after") as messages:
