@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from pyloop.broker import Broker
+from pyloop.broker import Broker, encode_topic
 from pyloop.errors import ExtraMissingError
 from pyloop.framing import as_bytes
 from pyloop.options import check_size
@@ -151,7 +151,7 @@ class Bus:
         if not isinstance(topic, str):
             raise TypeError(f"topic: expected a str, got {topic!r}")
         payload = as_bytes(message)
-        size = len(topic.encode()) + len(payload)
+        size = len(encode_topic(topic)) + len(payload)
         if size > self.max_message:
             raise ValueError(
                 f"{size} bytes of topic and message are more than the {self.max_message} "

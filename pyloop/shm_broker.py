@@ -15,7 +15,7 @@ import struct
 import weakref
 from typing import Any
 
-from pyloop.broker import Broker, Hear, Missed
+from pyloop.broker import Broker, Hear, Missed, decode_topic, encode_topic
 from pyloop.core import check, failure, ffi, lib
 from pyloop.protocol import log
 
@@ -164,7 +164,7 @@ class ShmBroker(Broker):
         self._again = loop.call_soon(self._read)  # which arms the bell
 
     def publish(self, topic: str, message: bytes) -> None:
-        self._feed.publish(topic.encode(), message)
+        self._feed.publish(encode_topic(topic), message)
 
     def listen(self, prefixes: frozenset[str]) -> None:
         """All topics come anyhow."""
@@ -230,5 +230,7 @@ class ShmBroker(Broker):
             start = at + _HEAD.size
             middle = start + topic_len
             end = middle + message_len
-            hear(copy[start:middle].decode(errors="replace"), copy[middle:end])
+            topic = decode_topic(copy[start:middle])
+            if topic is not None:
+                hear(topic, copy[middle:end])
             at = _padded(end)
