@@ -34,8 +34,8 @@ _buses: weakref.WeakSet[Bus] = weakref.WeakSet()
 def _shm(url: str) -> tuple[str, int]:
     """Return the name, "" for none, and the capacity."""
     name, _, query = url.removeprefix("shm://").partition("?")
-    if "/" in name:
-        raise ValueError(f"{url}: expected shm:// or shm://NAME, where NAME has no slash")
+    if "/" in name or "\0" in name:
+        raise ValueError(f"{url!r}: expected shm:// or shm://NAME, where NAME has no slash or NUL")
     capacity = CAPACITY
     for option in filter(None, query.split("&")):
         key, _, value = option.partition("=")
