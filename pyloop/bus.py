@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import re
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -67,13 +68,18 @@ def _remote(url: str) -> Broker:
     return broker
 
 
+def _shown(url: str) -> str:
+    """Return a URL as texts may show it: without passwords."""
+    return url if url.startswith("shm:") else re.sub("//.*@", "//", url.partition("?")[0])
+
+
 def check_url(url: Any) -> str:
     """Return a bus's URL. Raises TypeError or ValueError that says what is expected."""
     if not isinstance(url, str):
         raise TypeError(f"bus: expected a URL, {_SCHEMES}, got {url!r}")
     scheme = url.partition("://")[0]
     if "://" not in url or scheme not in ("shm", *_REMOTE):
-        raise ValueError(f"bus: expected a URL, {_SCHEMES}, got {url!r}")
+        raise ValueError(f"bus: expected a URL, {_SCHEMES}, got {_shown(url)!r}")
     if scheme == "shm":
         _shm(url)
     return url
@@ -126,7 +132,7 @@ class Bus:
         return _remote(self.url) if self._feed is None else ShmBroker(self._feed)
 
     def __repr__(self) -> str:
-        return f"<pyloop.Bus {self.url}{'' if self._broker else ' closed'}>"
+        return f"<pyloop.Bus {_shown(self.url)}{'' if self._broker else ' closed'}>"
 
     # ---- publish, subscribe ----
 
@@ -155,7 +161,7 @@ class Bus:
         if size > self.max_message:
             raise ValueError(
                 f"{size} bytes of topic and message are more than the {self.max_message} "
-                f"that {self.url} takes"
+                f"that {_shown(self.url)} takes"
             )
         if broker is None or (self._loop is None and not self._is_local):
             broker = self._begin("publish")
@@ -223,7 +229,8 @@ class Bus:
             raise RuntimeError(f"Bus.{what}(): the bus is closed")
         loop = asyncio._get_running_loop()
         if loop is None:
-            raise RuntimeError(f"Bus.{what}(): needs a running event loop, over {self.url}")
+            where = _shown(self.url)
+            raise RuntimeError(f"Bus.{what}(): needs a running event loop, over {where}")
         if self._loop is not None and self._loop.is_closed():
             self._forget()
         if self._loop is None:
