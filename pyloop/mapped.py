@@ -214,5 +214,6 @@ def _grow(fd: int, size: int, name: str) -> None:
         else:
             os.ftruncate(fd, size)
     except OSError as exc:
-        os.ftruncate(fd, there)
+        with contextlib.suppress(OSError):  # it may be an fd to read
+            os.ftruncate(fd, there)
         raise OSError(exc.errno, f"cannot allocate {size} bytes: {exc.strerror}", name) from None

@@ -299,6 +299,9 @@ def test_an_fd_that_does_not_allow_the_mode_is_refused(path: Path) -> None:
         )
         with pytest.raises(PermissionError, match=message):
             MappedFile(file.fileno(), mode="r+")
+        size = len(BYTES) + 1
+        with pytest.raises(OSError, match=f"cannot allocate {size} bytes: Bad file des.*: 'fd "):
+            MappedFile(file.fileno(), mode="r+", create_size=size)
 
 
 # ---- truncation ----
