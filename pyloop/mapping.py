@@ -131,6 +131,9 @@ class Mapping:
         with ffi.from_buffer("uint8_t[]", data) as source:
             if len(source) != length:
                 raise ValueError(f"a slice of {length} bytes cannot be set to {len(source)} bytes")
+            at = int(ffi.cast("uintptr_t", source)) - self.address
+            if 0 <= at < self._length:  # it is of this memory, and must not change under way
+                return self.__setitem__(index, self[at : at + length])
             code = lib.pl_mapping_write(handle, start, source, length)
         if code < 0:
             raise self._failed("write", code, start, length)

@@ -163,6 +163,14 @@ def test_writes_reach_the_file(path: Path) -> None:
     assert len(path.read_bytes()) == len(BYTES)
 
 
+@pytest.mark.parametrize("start", [0, 10])
+def test_a_slice_set_to_memory_that_overlaps_it_is_as_with_bytes(path: Path, start: int) -> None:
+    size = len(BYTES) - 10
+    with MappedFile(path, mode="c") as m:
+        m[start : start + size] = m.buf[10 - start :][:size]
+        assert m[start : start + size] == BYTES[10 - start :][:size]
+
+
 def test_a_private_copy_leaves_the_file_alone(path: Path) -> None:
     path.chmod(0o444)
     with MappedFile(path, mode="c") as m:
