@@ -267,6 +267,7 @@ class Server:
             if self._service is not None:
                 self._service.end()
             self._cut_off()
+            await self._close_own_bus()
             raise
         finally:
             self._starting = False
@@ -312,9 +313,13 @@ class Server:
             service.end()
             self._service = None
             self._stopped.set()
-            if self._own_bus is not None:
-                await self._own_bus.close()
-                self._bus = self._own_bus = None
+            await self._close_own_bus()
+
+    async def _close_own_bus(self) -> None:
+        bus, self._own_bus = self._own_bus, None
+        if bus is not None:
+            self._bus = None
+            await bus.close()
 
     def _retire(self) -> None:
         """Accept no more; who is there goes on."""
