@@ -158,8 +158,10 @@ class Channel:
             pl_ring_put
         """
         data = message if type(message) is bytes else _borrow(message)
-        code = INTERRUPTED if timeout is not None else _ring_put(self._ring, data, len(data), NO_END)
-        if code == INTERRUPTED:  # or there is a time-out, whose clock starts before the wait
+        code = INTERRUPTED  # with a time-out, whose clock starts before the wait
+        if timeout is None:
+            code = _ring_put(self._ring, data, len(data), NO_END)
+        if code == INTERRUPTED:
             code = resume(lambda left: self._put(data, left), nanoseconds(timeout))
         if code == NOT_YET:
             raise TimeoutError(f"the {label_of(self._name)} had no room within {timeout} s")

@@ -69,7 +69,12 @@ def test_message_reaches_subscribers_of_its_prefix_in_order(run, url):
 def test_topics_and_messages_of_any_characters_come_whole(run, url):
     async def main():
         async with pyloop.Bus(url) as bus, bus.subscribe() as messages:
-            sent = [("", b""), ("*.>?[x]\0", bytes(range(256))), ("schön 🙂", b"\n"), ("\ud800", b"")]
+            sent = [
+                ("", b""),
+                ("*.>?[x]\0", bytes(range(256))),
+                ("schön 🙂", b"\n"),
+                ("\ud800", b""),
+            ]
             for item in sent:
                 bus.publish(*item)
             longest = ("t" * 100, b"x" * (bus.max_message - 100))

@@ -50,11 +50,13 @@ def bus(monkeypatch):
 def test_no_text_shows_a_password(bus):
     secret = pyloop.Bus("redis://:secret@somewhere:1?password=secret")
     assert repr(secret) == "<pyloop.Bus redis://somewhere:1>"
-    with pytest.raises(RuntimeError, match="needs a running event loop, over redis://somewhere:1$"):
+    with pytest.raises(
+        RuntimeError, match=r"needs a running event loop, over redis://somewhere:1$"
+    ):
         secret.subscribe()
     with pytest.raises(ValueError, match="the 100 that redis://somewhere:1 takes"):
         secret.publish("t", bytes(100))
-    with pytest.raises(ValueError, match="got 'http://somewhere:1'$"):
+    with pytest.raises(ValueError, match=r"got 'http://somewhere:1'$"):
         pyloop.Bus("http://me:secret@somewhere:1")
 
 

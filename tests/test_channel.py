@@ -147,8 +147,8 @@ def test_time_before_a_signal_is_part_of_the_timeout(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(rings, "time", types.SimpleNamespace(monotonic_ns=lambda: clock[0]))
     monkeypatch.setattr("pyloop.channel._ring_get", interrupted)
     monkeypatch.setattr("pyloop.channel._ring_put", interrupted)
+    channel = pyloop.Channel()
     for wait in (lambda: channel.get(1), lambda: channel.put(b"", 1)):
-        channel = pyloop.Channel()
         clock[0] = 0
         with pytest.raises(TimeoutError):
             wait()
