@@ -163,7 +163,7 @@ class Bus:
                 f"{size} bytes of topic and message are more than the {self.max_message} "
                 f"that {_shown(self.url)} takes"
             )
-        if broker is None or (self._loop is None and not self._is_local):
+        if broker is None or not (self._is_local or self._is_open()):
             broker = self._begin("publish")
         broker.publish(topic, payload)
 
@@ -196,10 +196,12 @@ class Bus:
 
     async def close(self) -> None:
         """Hear and publish no more, in this process; iterations end."""
-        broker, self._broker = self._broker, None
         for subscription in self._subscriptions:
             subscription._end()
         self._subscriptions = ()
+        if not self._is_open():
+            self._forget()
+        broker, self._broker = self._broker, None
         self._feed = None
         if broker is not None and self._loop is not None:
             await broker.close()
@@ -231,14 +233,17 @@ class Bus:
         if loop is None:
             where = _shown(self.url)
             raise RuntimeError(f"Bus.{what}(): needs a running event loop, over {where}")
-        if self._loop is not None and self._loop.is_closed():
+        if not self._is_open():
             self._forget()
-        if self._loop is None:
             self._broker.open(self._hear, self._miss)
             self._loop = loop
         elif self._loop is not loop:
             raise RuntimeError(f"Bus.{what}(): the bus is in use on another event loop")
         return self._broker
+
+    def _is_open(self) -> bool:
+        """Is it in use on an event loop that there still is?"""
+        return self._loop is not None and not self._loop.is_closed()
 
     def _started(self) -> None:
         """A server has started on this loop: from now on its threads may publish."""

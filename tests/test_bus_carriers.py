@@ -117,6 +117,39 @@ def test_first_publish_needs_the_loop_and_later_ones_do_not(bus):
     pyloop.run(main())
 
 
+def test_bus_whose_loop_has_ended_is_opened_on_the_next(bus):
+    async def publish():
+        bus.publish("t", b"")
+        return bus._broker
+
+    async def close():
+        broker = bus._broker
+        await bus.close()
+        return broker
+
+    first, second = asyncio.run(publish()), asyncio.run(publish())
+    assert first is not second
+    assert first.asked == second.asked == ["open", ("t", b"")]
+    with pytest.raises(RuntimeError, match="needs a running event loop, over redis://somewh"):
+        bus.publish("t", b"")
+    assert asyncio.run(close()) is second
+    assert second.asked == ["open", ("t", b"")]  # what that had opened is gone
+
+
+def test_bus_is_closed_after_a_loop_that_left_somebody_waiting(bus):
+    async def wait():
+        task = asyncio.ensure_future(anext(bus.subscribe()))
+        await asyncio.sleep(0)
+        return task
+
+    loop = asyncio.new_event_loop()
+    task = loop.run_until_complete(wait())
+    task._log_destroy_pending = False
+    loop.close()
+    asyncio.run(bus.close())
+    assert repr(bus) == "<pyloop.Bus redis://somewhere:1 closed>"
+
+
 def test_fork_opens_a_broker_of_its_own(bus):
     async def in_fork(parents):
         assert bus._broker is not parents
