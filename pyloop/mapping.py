@@ -56,7 +56,7 @@ class Mapping:
     def __init__(self, name: str) -> None:
         self._name = name
         self._handle: Any = None  # closed
-        self._lent: list[weakref.ref[Any]] = []  # what memoryviews of it refer to
+        self._lent: dict[int, weakref.ref[Any]] = {}  # what memoryviews of it refer to
 
     def _map(self, fd: int, name: str, offset: int, length: int, mode: int) -> None:
         where = ffi.new("struct pl_mapping **")
@@ -89,7 +89,9 @@ class Mapping:
         handle = self._open_handle()
         pointer = _keep(lib.pl_mapping_data(handle), handle)
         exporter = ffi.buffer(pointer, lib.pl_mapping_len(handle))
-        self._lent.append(weakref.ref(exporter, self._lent.remove))
+        lent = self._lent
+        ref = weakref.ref(exporter, lambda ref: lent.pop(id(ref), None))
+        lent[id(ref)] = ref
         view = memoryview(exporter)
         return view if self._writable else view.toreadonly()
 
