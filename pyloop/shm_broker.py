@@ -90,7 +90,9 @@ class Feed:
 
     def unlink(self) -> None:
         """Take its name away; who has it goes on. Raises FileNotFoundError: it was gone."""
-        check(lib.pl_feed_unlink(self.name.encode()))
+        code = lib.pl_feed_unlink(self.name.encode())
+        if code < 0:
+            raise OSError(-code, f"cannot unlink the bus: {os.strerror(-code)}", self.name)
 
     def publish(self, topic: bytes, message: bytes) -> None:
         """Publish to everybody. Any thread.

@@ -88,6 +88,14 @@ def test_subscribing_needs_one_loop(run):
     run(main())
 
 
+def test_unlinking_again_names_what_was_gone():
+    name = f"pyloop-test-gone-{os.getpid()}"
+    bus = pyloop.Bus(f"shm://{name}")
+    bus.unlink()
+    with pytest.raises(FileNotFoundError, match=f"cannot unlink the bus: No such .*: '{name}'"):
+        bus.unlink()
+
+
 def test_name_of_something_else_is_refused():
     name = f"pyloop-test-other-{os.getpid()}"
     path = f"/dev/shm/{name}"

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -310,6 +311,20 @@ def test_an_fd_that_does_not_allow_the_mode_is_refused(path: Path) -> None:
         size = len(BYTES) + 1
         with pytest.raises(OSError, match=f"cannot allocate {size} bytes: Bad file des.*: 'fd "):
             MappedFile(file.fileno(), mode="r+", create_size=size)
+
+
+def test_what_the_kernel_refuses_is_told_with_file_and_place(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> int:
+        return -errno.EIO
+
+    fake = types.SimpleNamespace(pl_mapping_flush=refuse, pl_mapping_advise=refuse)
+    with MappedFile(path, offset=5) as m:
+        monkeypatch.setattr("pyloop.mapped.lib", fake)
+        for what, call in (("flush", m.flush), ("advise on", lambda *at: m.advise("random", *at))):
+            with pytest.raises(OSError, match=f"cannot {what} 3 bytes at offset 7: .*: '{path}'$"):
+                call(2, 3)
 
 
 # ---- truncation ----
