@@ -64,6 +64,8 @@ class Semaphore:
         create: bool | None = None,
     ) -> None:
         placing.check_place(name, memory, create)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"value must be an int, not {value!r} ({type(value).__name__})")
         if not 0 <= value <= _MAX:
             raise ValueError(f"value must be 0 to {_MAX}, not {value}")
         self._name = name
