@@ -83,7 +83,7 @@ class Semaphore:
 
     def __repr__(self) -> str:
         name = "" if self._name is None else f" {self._name!r}"
-        return f"<Semaphore{name} {'closed' if self._sem is None else f'value={self.value}'}>"
+        return f"<Semaphore{name} {placing.shown(lambda: f'value={self.value}')}>"
 
     @property
     def name(self) -> str | None:

@@ -228,6 +228,7 @@ def test_truncated_memory_is_an_error_and_no_sigbus() -> None:
             with pytest.raises(OSError, match="the shared memory was truncated") as raised:
                 use(sem)
             assert raised.value.errno == errno.EFAULT
+        assert repr(sem) == "<Semaphore truncated>"
         sem.close()
         shm.unlink()
 
