@@ -11,13 +11,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["Broker", "Hear", "Missed"]
+__all__ = ["Broker", "Hear", "Missed", "decode_topic", "encode_topic"]
 
 Hear = Callable[[str, bytes], None]
 """Called in the loop's thread with a topic and a message."""
 
 Missed = Callable[[int | None], None]
 """Called in the loop's thread: so many messages were lost before the next one; None: unknown."""
+
+
+def encode_topic(topic: str) -> bytes:
+    """Return a topic, or its beginning, in UTF-8; a lone surrogate is a character as any other."""
+    return topic.encode("utf-8", "surrogatepass")
+
+
+def decode_topic(topic: bytes) -> str | None:
+    """Return a topic; None for what is none, and so comes from somebody else."""
+    try:
+        return topic.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return None
 
 
 class Broker(Protocol):

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import re
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-from pyloop.broker import Broker
+from pyloop.broker import Broker, encode_topic
 from pyloop.errors import ExtraMissingError
 from pyloop.framing import as_bytes
 from pyloop.options import check_size
@@ -34,8 +35,8 @@ _buses: weakref.WeakSet[Bus] = weakref.WeakSet()
 def _shm(url: str) -> tuple[str, int]:
     """Return the name, "" for none, and the capacity."""
     name, _, query = url.removeprefix("shm://").partition("?")
-    if "/" in name:
-        raise ValueError(f"{url}: expected shm:// or shm://NAME, where NAME has no slash")
+    if "/" in name or "\0" in name:
+        raise ValueError(f"{url!r}: expected shm:// or shm://NAME, where NAME has no slash or NUL")
     capacity = CAPACITY
     for option in filter(None, query.split("&")):
         key, _, value = option.partition("=")
@@ -67,13 +68,18 @@ def _remote(url: str) -> Broker:
     return broker
 
 
+def _shown(url: str) -> str:
+    """Return a URL as texts may show it: without passwords."""
+    return url if url.startswith("shm:") else re.sub("//.*@", "//", url.partition("?")[0])
+
+
 def check_url(url: Any) -> str:
     """Return a bus's URL. Raises TypeError or ValueError that says what is expected."""
     if not isinstance(url, str):
         raise TypeError(f"bus: expected a URL, {_SCHEMES}, got {url!r}")
     scheme = url.partition("://")[0]
     if "://" not in url or scheme not in ("shm", *_REMOTE):
-        raise ValueError(f"bus: expected a URL, {_SCHEMES}, got {url!r}")
+        raise ValueError(f"bus: expected a URL, {_SCHEMES}, got {_shown(url)!r}")
     if scheme == "shm":
         _shm(url)
     return url
@@ -126,7 +132,7 @@ class Bus:
         return _remote(self.url) if self._feed is None else ShmBroker(self._feed)
 
     def __repr__(self) -> str:
-        return f"<pyloop.Bus {self.url}{'' if self._broker else ' closed'}>"
+        return f"<pyloop.Bus {_shown(self.url)}{'' if self._broker else ' closed'}>"
 
     # ---- publish, subscribe ----
 
@@ -151,13 +157,13 @@ class Bus:
         if not isinstance(topic, str):
             raise TypeError(f"topic: expected a str, got {topic!r}")
         payload = as_bytes(message)
-        size = len(topic.encode()) + len(payload)
+        size = len(encode_topic(topic)) + len(payload)
         if size > self.max_message:
             raise ValueError(
                 f"{size} bytes of topic and message are more than the {self.max_message} "
-                f"that {self.url} takes"
+                f"that {_shown(self.url)} takes"
             )
-        if broker is None or (self._loop is None and not self._is_local):
+        if broker is None or not (self._is_local or self._is_open()):
             broker = self._begin("publish")
         broker.publish(topic, payload)
 
@@ -190,10 +196,12 @@ class Bus:
 
     async def close(self) -> None:
         """Hear and publish no more, in this process; iterations end."""
-        broker, self._broker = self._broker, None
         for subscription in self._subscriptions:
             subscription._end()
         self._subscriptions = ()
+        if not self._is_open():
+            self._forget()
+        broker, self._broker = self._broker, None
         self._feed = None
         if broker is not None and self._loop is not None:
             await broker.close()
@@ -223,15 +231,19 @@ class Bus:
             raise RuntimeError(f"Bus.{what}(): the bus is closed")
         loop = asyncio._get_running_loop()
         if loop is None:
-            raise RuntimeError(f"Bus.{what}(): needs a running event loop, over {self.url}")
-        if self._loop is not None and self._loop.is_closed():
+            where = _shown(self.url)
+            raise RuntimeError(f"Bus.{what}(): needs a running event loop, over {where}")
+        if not self._is_open():
             self._forget()
-        if self._loop is None:
             self._broker.open(self._hear, self._miss)
             self._loop = loop
         elif self._loop is not loop:
             raise RuntimeError(f"Bus.{what}(): the bus is in use on another event loop")
         return self._broker
+
+    def _is_open(self) -> bool:
+        """Is it in use on an event loop that there still is?"""
+        return self._loop is not None and not self._loop.is_closed()
 
     def _started(self) -> None:
         """A server has started on this loop: from now on its threads may publish."""

@@ -158,10 +158,11 @@ class Channel:
             pl_ring_put
         """
         data = message if type(message) is bytes else _borrow(message)
-        ns = NO_END if timeout is None else nanoseconds(timeout)
-        code = _ring_put(self._ring, data, len(data), ns)
+        code = INTERRUPTED  # with a time-out, whose clock starts before the wait
+        if timeout is None:
+            code = _ring_put(self._ring, data, len(data), NO_END)
         if code == INTERRUPTED:
-            code = resume(lambda left: self._put(data, left), ns)
+            code = resume(lambda left: self._put(data, left), nanoseconds(timeout))
         if code == NOT_YET:
             raise TimeoutError(f"the {label_of(self._name)} had no room within {timeout} s")
         if code:
@@ -181,12 +182,11 @@ class Channel:
         Source:
             pl_ring_get
         """
-        ns = NO_END if timeout is None else nanoseconds(timeout)
-        got = self._get(ns)
+        got = INTERRUPTED if timeout is not None else self._get(NO_END)
         if type(got) is bytes:
             return got
         if got == INTERRUPTED:
-            got = resume(self._get, ns)
+            got = resume(self._get, nanoseconds(timeout))
         if got == NOT_YET:
             raise TimeoutError(f"the {label_of(self._name)} had no message within {timeout} s")
         return self._message(got)

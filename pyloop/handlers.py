@@ -16,6 +16,7 @@ from pyloop.served import ServedConnection
 __all__ = [
     "MODELS",
     "HandlerKind",
+    "check_model",
     "classify",
     "converse",
     "describe_kinds",
@@ -68,6 +69,13 @@ def _accepts(signature: inspect.Signature, count: int) -> bool:
     except TypeError:
         return False
     return True
+
+
+def check_model(model: Any) -> str:
+    """Return `model`. Raises ValueError that lists the models."""
+    if isinstance(model, str) and model in MODELS:
+        return model
+    raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {model!r}")
 
 
 def classify(handler: Any, model: str = "loop") -> HandlerKind:

@@ -12,7 +12,7 @@ import os
 import stat
 from typing import Literal
 
-from pyloop.core import check, lib
+from pyloop.core import lib
 from pyloop.mapping import Mapping, whole
 
 __all__ = ["MappedFile"]
@@ -150,7 +150,7 @@ class MappedFile(Mapping):
         """
         handle = self._open_handle()
         start, length = self._range(start, length)
-        check(lib.pl_mapping_flush(handle, start, length))
+        self._done("flush", lib.pl_mapping_flush(handle, start, length), start, length)
 
     def advise(self, advice: str, start: int = 0, length: int | None = None) -> None:
         """Tell the kernel how the bytes will be used, as madvise does.
@@ -166,7 +166,8 @@ class MappedFile(Mapping):
         if advice not in _ADVICES:
             raise ValueError(f"advice must be one of {', '.join(_ADVICES)}, not {advice!r}")
         start, length = self._range(start, length)
-        check(lib.pl_mapping_advise(handle, start, length, _ADVICES[advice]))
+        code = lib.pl_mapping_advise(handle, start, length, _ADVICES[advice])
+        self._done("advise on", code, start, length)
 
     def resize(self, length: int) -> None:
         """Map `length` bytes from the same offset. Needs mode "r+".
@@ -214,5 +215,6 @@ def _grow(fd: int, size: int, name: str) -> None:
         else:
             os.ftruncate(fd, size)
     except OSError as exc:
-        os.ftruncate(fd, there)
+        with contextlib.suppress(OSError):  # it may be an fd to read
+            os.ftruncate(fd, there)
         raise OSError(exc.errno, f"cannot allocate {size} bytes: {exc.strerror}", name) from None

@@ -56,7 +56,7 @@ class Mapping:
     def __init__(self, name: str) -> None:
         self._name = name
         self._handle: Any = None  # closed
-        self._lent: list[weakref.ref[Any]] = []  # what memoryviews of it refer to
+        self._lent: dict[int, weakref.ref[Any]] = {}  # what memoryviews of it refer to
 
     def _map(self, fd: int, name: str, offset: int, length: int, mode: int) -> None:
         where = ffi.new("struct pl_mapping **")
@@ -89,7 +89,9 @@ class Mapping:
         handle = self._open_handle()
         pointer = _keep(lib.pl_mapping_data(handle), handle)
         exporter = ffi.buffer(pointer, lib.pl_mapping_len(handle))
-        self._lent.append(weakref.ref(exporter, self._lent.remove))
+        lent = self._lent
+        ref = weakref.ref(exporter, lambda ref: lent.pop(id(ref), None))
+        lent[id(ref)] = ref
         view = memoryview(exporter)
         return view if self._writable else view.toreadonly()
 
@@ -118,8 +120,7 @@ class Mapping:
         handle = self._open_handle()
         start, length = self._bounds(index)
         code, data = _copy_out(handle, start, length)
-        if code < 0:
-            raise self._failed("read", code, start, length)
+        self._done("read", code, start, length)
         return data
 
     def __setitem__(self, index: slice, data: Buffer) -> None:
@@ -131,9 +132,11 @@ class Mapping:
         with ffi.from_buffer("uint8_t[]", data) as source:
             if len(source) != length:
                 raise ValueError(f"a slice of {length} bytes cannot be set to {len(source)} bytes")
+            at = int(ffi.cast("uintptr_t", source)) - self.address
+            if 0 <= at < self._length:  # it is of this memory, and must not change under way
+                return self.__setitem__(index, self[at : at + length])
             code = lib.pl_mapping_write(handle, start, source, length)
-        if code < 0:
-            raise self._failed("write", code, start, length)
+        self._done("write", code, start, length)
 
     def __bytes__(self) -> bytes:
         return self[:]
@@ -160,8 +163,7 @@ class Mapping:
         start, length = self._range(start, length)
         self._check_writable()
         code = lib.pl_mapping_fill(handle, start, byte, length)
-        if code < 0:
-            raise self._failed("fill", code, start, length)
+        self._done("fill", code, start, length)
 
     def view(self, start: int = 0, stop: int | None = None) -> MappedView:
         """Return bytes [start, stop) to be sent by reference: conn.send(m.view(a, b)).
@@ -201,8 +203,10 @@ class Mapping:
         if not self._writable:
             raise TypeError(f"{type(self).__name__} {self._name!r} is read-only")
 
-    def _failed(self, what: str, code: int, start: int, length: int) -> OSError:
-        return _failed(what, code, self._offset + start, length, self._name)
+    def _done(self, what: str, code: int, start: int, length: int) -> None:
+        """Raise the error that the core told of, if it did."""
+        if code < 0:
+            raise _failed(what, code, self._offset + start, length, self._name)
 
     # ---- ending ----
 

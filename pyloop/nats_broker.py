@@ -28,6 +28,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import MaxPayloadError, NoServersError
 
 from pyloop import remote_broker
+from pyloop.broker import encode_topic
 from pyloop.remote_broker import Item, Link, RemoteBroker, abort, take_namespace
 
 __all__ = ["NatsBroker"]
@@ -137,7 +138,7 @@ class _NatsLink(Link):
         raise self._broken.result()
 
     async def subscribe(self, prefixes: frozenset[str]) -> None:
-        self._prefixes = tuple(prefix.encode("utf-8", "surrogatepass") for prefix in prefixes)
+        self._prefixes = tuple(map(encode_topic, prefixes))
         if prefixes and self._subscription is None:
             self._subscription = await self._client.subscribe(self._subject, cb=self._received)
             await self._confirm()

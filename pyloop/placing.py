@@ -10,7 +10,15 @@ from typing import Any
 from pyloop.core import check, ffi, lib
 from pyloop.memory import SharedMemory
 
-__all__ = ["anonymous", "check_place", "encode_name", "how_to_create", "in_memory", "placed"]
+__all__ = [
+    "anonymous",
+    "check_place",
+    "encode_name",
+    "how_to_create",
+    "in_memory",
+    "placed",
+    "shown",
+]
 
 
 def check_place(name: str | None, memory: SharedMemory | None, create: bool | None) -> None:
@@ -74,6 +82,16 @@ def in_memory(memory: SharedMemory, offset: int, what: Any) -> tuple[Any, Callab
 
     look()
     return pointer, look
+
+
+def shown(state: Callable[[], str]) -> str:
+    """Return a state for a repr, which must not raise."""
+    try:
+        return state()
+    except ValueError:
+        return "closed"
+    except OSError:
+        return "truncated"
 
 
 def placed(code: int, found: Any, place: Any, what: str, where: str) -> Any:

@@ -23,6 +23,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from pyloop import remote_broker
+from pyloop.broker import encode_topic
 from pyloop.remote_broker import Item, Link, RemoteBroker, abort, take_namespace
 
 __all__ = ["RedisBroker"]
@@ -146,7 +147,7 @@ class _RedisLink(Link):
     async def subscribe(self, prefixes: frozenset[str]) -> None:
         wanted = {}
         for prefix in prefixes:
-            name = self._channels + prefix.encode("utf-8", "surrogatepass")
+            name = self._channels + encode_topic(prefix)
             wanted[_GLOB.sub(rb"\\\1", name) + b"*"] = name
         self._is_changing = True
         await self._ask("PSUBSCRIBE", wanted, wanted.keys() - self._in_force.keys())

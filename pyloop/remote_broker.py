@@ -27,7 +27,7 @@ from collections import deque
 from collections.abc import Callable
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from pyloop.broker import Broker, Hear, Missed
+from pyloop.broker import Broker, Hear, Missed, decode_topic, encode_topic
 from pyloop.errors import ConnectionClosed
 from pyloop.protocol import log
 
@@ -116,7 +116,7 @@ class RemoteBroker(Broker, ABC):
         """Queue a message. When QUEUE_BYTES are queued, the oldest are dropped for it."""
         if self._pid != os.getpid():
             raise ConnectionClosed(f"the bus over {self._where} is not open in this process")
-        item = topic.encode("utf-8", "surrogatepass"), message
+        item = encode_topic(topic), message
         dropped = 0
         with self._lock:
             if self._closed or self._loop.is_closed():
@@ -276,11 +276,7 @@ class RemoteBroker(Broker, ABC):
 
     def _deliver(self, topic: bytes, message: bytes) -> None:
         """Hand on what a Link received. What is no topic comes from somebody else, and is not."""
-        if self._is_hearing:
-            try:
-                text = topic.decode("utf-8", "surrogatepass")
-            except UnicodeDecodeError:
-                return
+        if self._is_hearing and (text := decode_topic(topic)) is not None:
             self._hear(text, message)
 
     # ---- losses ----

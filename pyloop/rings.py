@@ -85,6 +85,12 @@ def padded(capacity: int) -> int:
     return (capacity + 7) // 8 * 8
 
 
+def _check_numbers(**sizes: object) -> None:
+    for what, size in sizes.items():
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
+            raise TypeError(f"{what} must be an int or None, not {size!r} ({type(size).__name__})")
+
+
 def _shape(capacity: int | None, max_message: int | None) -> tuple[int, int]:
     """Return both with their defaults, or raise ValueError: no channel has them."""
     size = padded(CAPACITY if capacity is None else capacity)
@@ -109,6 +115,7 @@ def make_ring(capacity: int | None, max_message: int | None, create: bool | None
     """Return a nameless one."""
     if create is False:
         raise ValueError("only a channel with a name can be attached to; give a child the object")
+    _check_numbers(capacity=capacity, max_message=max_message)
     size, longest = _shape(capacity, max_message)
     error = ffi.new("int *")
     ring = lib.pl_ring_new(size, longest, error)
@@ -121,6 +128,7 @@ def open_ring(name: str, capacity: int | None, max_message: int | None, create: 
     """Return one that is found by name, or made if `create` allows it."""
     if not isinstance(name, str):
         raise TypeError(f"name must be a str or None, not {type(name).__name__}")
+    _check_numbers(capacity=capacity, max_message=max_message)
     size, longest = _shape(capacity, max_message) if create is not False else (0, 0)
     how = {True: lib.PL_CREATE, False: lib.PL_ATTACH, None: lib.PL_ATTACH_OR_CREATE}[create]
     encoded = os.fsencode(name)

@@ -64,6 +64,8 @@ class Semaphore:
         create: bool | None = None,
     ) -> None:
         placing.check_place(name, memory, create)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"value must be an int, not {value!r} ({type(value).__name__})")
         if not 0 <= value <= _MAX:
             raise ValueError(f"value must be 0 to {_MAX}, not {value}")
         self._name = name
@@ -81,7 +83,7 @@ class Semaphore:
 
     def __repr__(self) -> str:
         name = "" if self._name is None else f" {self._name!r}"
-        return f"<Semaphore{name} {'closed' if self._sem is None else f'value={self.value}'}>"
+        return f"<Semaphore{name} {placing.shown(lambda: f'value={self.value}')}>"
 
     @property
     def name(self) -> str | None:

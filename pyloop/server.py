@@ -17,7 +17,7 @@ from pyloop.buses import Buses
 from pyloop.connection import Connection
 from pyloop.fork_model import ForkService
 from pyloop.framing import Framing, Raw, as_bytes
-from pyloop.handlers import MODELS, HandlerKind, classify, one_by_one
+from pyloop.handlers import HandlerKind, check_model, classify, one_by_one
 from pyloop.listening import Listening
 from pyloop.loop import Loop, running_loop
 from pyloop.mapping import MappedView
@@ -46,12 +46,6 @@ _SERVICES: dict[str, type[Acceptor]] = {
 _FORKS_MOST = 32_768  # each has a cell of the page
 _MOST_CONNECTIONS = {"loop": 0, "thread": 1000, "fork": 512}
 """max_connections=None, by model; 0 is no limit."""
-
-
-def _check_model(model: Any) -> str:
-    if isinstance(model, str) and model in MODELS:
-        return model
-    raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {model!r}")
 
 
 def _check_most(value: Any, model: str) -> int:
@@ -135,7 +129,7 @@ class Server:
         metrics: str | int | tuple[str, int] | None = None,
         bus: str | None = "shm://",
     ) -> None:
-        self._model = _check_model(model)
+        self._model = check_model(model)
         self._kind = classify(handler, model)
         self._handler = handler
         if self._kind is HandlerKind.ASYNC_MESSAGE:
@@ -268,6 +262,7 @@ class Server:
             if self._service is not None:
                 self._service.end()
             self._cut_off()
+            await self._close_own_buses()
             raise
         finally:
             self._starting = False
@@ -313,9 +308,13 @@ class Server:
             service.end()
             self._service = None
             self._stopped.set()
-            if self._own_buses is not None:
-                await self._own_buses.close()
-                self._buses = self._own_buses = None
+            await self._close_own_buses()
+
+    async def _close_own_buses(self) -> None:
+        buses, self._own_buses = self._own_buses, None
+        if buses is not None:
+            self._buses = None
+            await buses.close()
 
     def _retire(self) -> None:
         """Accept no more; who is there goes on."""

@@ -96,10 +96,11 @@ class SharedLock:
 
     def __repr__(self) -> str:
         name = "" if self._name is None else f" {self._name!r}"
-        if self._word is None:
-            return f"<SharedLock{name} closed>"
+        return f"<SharedLock{name} {placing.shown(self._state)}>"
+
+    def _state(self) -> str:
         owner = self.owner
-        return f"<SharedLock{name} {'free' if owner is None else f'held by process {owner}'}>"
+        return "free" if owner is None else f"held by process {owner}"
 
     @property
     def name(self) -> str | None:

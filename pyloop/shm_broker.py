@@ -15,7 +15,7 @@ import struct
 import weakref
 from typing import Any
 
-from pyloop.broker import Broker, Hear, Missed
+from pyloop.broker import Broker, Hear, Missed, decode_topic, encode_topic
 from pyloop.core import check, failure, ffi, lib
 from pyloop.protocol import log
 
@@ -92,7 +92,9 @@ class Feed:
 
     def unlink(self) -> None:
         """Take its name away; who has it goes on. Raises FileNotFoundError: it was gone."""
-        check(lib.pl_feed_unlink(self.name.encode()))
+        code = lib.pl_feed_unlink(self.name.encode())
+        if code < 0:
+            raise OSError(-code, f"cannot unlink the bus: {os.strerror(-code)}", self.name)
 
     def publish(self, topic: bytes, message: bytes) -> None:
         """Publish to everybody. Any thread.
@@ -166,7 +168,7 @@ class ShmBroker(Broker):
         self._again = loop.call_soon(self._read)  # which arms the bell
 
     def publish(self, topic: str, message: bytes) -> None:
-        self._feed.publish(topic.encode(), message)
+        self._feed.publish(encode_topic(topic), message)
 
     def listen(self, prefixes: frozenset[str]) -> None:
         """All topics come anyhow."""
@@ -232,5 +234,7 @@ class ShmBroker(Broker):
             start = at + _HEAD.size
             middle = start + topic_len
             end = middle + message_len
-            hear(copy[start:middle].decode(errors="replace"), copy[middle:end])
+            topic = decode_topic(copy[start:middle])
+            if topic is not None:
+                hear(topic, copy[middle:end])
             at = _padded(end)

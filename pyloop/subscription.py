@@ -177,9 +177,10 @@ class Subscription:
     def _call(self, callback: Callable[..., object], *args: object) -> None:
         try:
             callback(*args)
-        except Exception:
+        except (Exception, asyncio.CancelledError):  # whose cancelled future is not our end
             log.exception("%r of a subscriber of %r raised", callback, self.prefix)
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done() and not waiter.get_loop().is_closed():
+            waiter.set_result(None)

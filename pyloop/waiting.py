@@ -34,10 +34,14 @@ def nanoseconds(timeout: float | None) -> int:
     """Return seconds as ns, rounded up, for the core; NO_END for None.
 
     Raises:
+        TypeError: not a number.
         ValueError: negative, or NaN.
     """
-    if timeout is None or timeout > _LONGEST_S:
-        return NO_END
+    try:
+        if timeout is None or timeout > _LONGEST_S:
+            return NO_END
+    except TypeError:
+        raise TypeError(f"timeout must be seconds or None, not {timeout!r}") from None
     if not timeout >= 0:
         raise ValueError(f"timeout must be 0 or more seconds, not {timeout}")
     return math.ceil(timeout * _NS_PER_S)

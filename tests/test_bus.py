@@ -69,12 +69,17 @@ def test_message_reaches_subscribers_of_its_prefix_in_order(run, url):
 def test_topics_and_messages_of_any_characters_come_whole(run, url):
     async def main():
         async with pyloop.Bus(url) as bus, bus.subscribe() as messages:
-            sent = [("", b""), ("*.>?[x]\0", bytes(range(256))), ("schön 🙂", b"\n")]
+            sent = [
+                ("", b""),
+                ("*.>?[x]\0", bytes(range(256))),
+                ("schön 🙂", b"\n"),
+                ("\ud800", b""),
+            ]
             for item in sent:
                 bus.publish(*item)
             longest = ("t" * 100, b"x" * (bus.max_message - 100))
             bus.publish(*longest)
-            assert await take(messages, 4) == [*sent, longest]
+            assert await take(messages, 5) == [*sent, longest]
 
     run(main())
 
@@ -242,6 +247,22 @@ def test_callback_that_raises_is_logged_and_harms_nobody(run, caplog):
     assert len(raised) == 2
     assert "of a subscriber of 't' raised" in raised[0].getMessage()
     caplog.clear()  # their tracebacks keep the bus, and its fds
+
+
+def test_callback_that_asks_a_cancelled_future_does_not_deafen_the_bus(run, caplog):
+    async def main():
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        async with pyloop.Bus() as bus:
+            bus.subscribe("t", lambda topic, message: future.result())
+            async with bus.subscribe() as messages:
+                bus.publish("t", b"1")
+                bus.publish("", b"2")
+                assert await take(messages, 2) == [("t", b"1"), ("", b"2")]
+
+    run(main())
+    assert "of a subscriber of 't' raised" in caplog.text
+    caplog.clear()
 
 
 def test_publishers_that_are_killed_disturb_nobody(run, url):

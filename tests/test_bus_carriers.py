@@ -47,6 +47,19 @@ def bus(monkeypatch):
     return pyloop.Bus("redis://somewhere:1")
 
 
+def test_no_text_shows_a_password(bus):
+    secret = pyloop.Bus("redis://:secret@somewhere:1?password=secret")
+    assert repr(secret) == "<pyloop.Bus redis://somewhere:1>"
+    with pytest.raises(
+        RuntimeError, match=r"needs a running event loop, over redis://somewhere:1$"
+    ):
+        secret.subscribe()
+    with pytest.raises(ValueError, match="the 100 that redis://somewhere:1 takes"):
+        secret.publish("t", bytes(100))
+    with pytest.raises(ValueError, match=r"got 'http://somewhere:1'$"):
+        pyloop.Bus("http://me:secret@somewhere:1")
+
+
 def test_broker_is_asked_for_the_fewest_prefixes(bus):
     async def main():
         broker = bus._broker
@@ -102,6 +115,39 @@ def test_first_publish_needs_the_loop_and_later_ones_do_not(bus):
             bus.publish("t", b"x" * 100)
 
     pyloop.run(main())
+
+
+def test_bus_whose_loop_has_ended_is_opened_on_the_next(bus):
+    async def publish():
+        bus.publish("t", b"")
+        return bus._broker
+
+    async def close():
+        broker = bus._broker
+        await bus.close()
+        return broker
+
+    first, second = asyncio.run(publish()), asyncio.run(publish())
+    assert first is not second
+    assert first.asked == second.asked == ["open", ("t", b"")]
+    with pytest.raises(RuntimeError, match="needs a running event loop, over redis://somewh"):
+        bus.publish("t", b"")
+    assert asyncio.run(close()) is second
+    assert second.asked == ["open", ("t", b"")]  # what that had opened is gone
+
+
+def test_bus_is_closed_after_a_loop_that_left_somebody_waiting(bus):
+    async def wait():
+        task = asyncio.ensure_future(anext(bus.subscribe()))
+        await asyncio.sleep(0)
+        return task
+
+    loop = asyncio.new_event_loop()
+    task = loop.run_until_complete(wait())
+    task._log_destroy_pending = False
+    loop.close()
+    asyncio.run(bus.close())
+    assert repr(bus) == "<pyloop.Bus redis://somewhere:1 closed>"
 
 
 def test_fork_opens_a_broker_of_its_own(bus):

@@ -25,7 +25,12 @@ import pyloop
         ("", ValueError, "bus: expected a URL, shm://, redis://, rediss:// or nats://, got ''"),
         ("http://x", ValueError, "rediss:// or nats://, got 'http://x'"),
         ("shm:", ValueError, "rediss:// or nats://, got 'shm:'"),
-        ("shm://a/b", ValueError, "shm://a/b: expected shm:// or shm://NAME, where NAME has no sl"),
+        (
+            "shm://a/b",
+            ValueError,
+            "'shm://a/b': expected shm:// or .* has no slash or NUL",
+        ),
+        ("shm://a\0b", ValueError, r"'shm://a\\x00b': expected shm:// or .* has no slash or NUL"),
         ("shm://" + "x" * 201, ValueError, "expected a name of 1 to 200 bytes"),
         ("shm://x.bell", ValueError, 'shm://x.bell: expected a name .* does not end in ".bell"'),
         ("shm://?size=1", ValueError, r"expected \?capacity=BYTES, got 'size=1'"),
@@ -81,6 +86,14 @@ def test_subscribing_needs_one_loop(run):
         await bus.close()
 
     run(main())
+
+
+def test_unlinking_again_names_what_was_gone():
+    name = f"pyloop-test-gone-{os.getpid()}"
+    bus = pyloop.Bus(f"shm://{name}")
+    bus.unlink()
+    with pytest.raises(FileNotFoundError, match=f"cannot unlink the bus: No such .*: '{name}'"):
+        bus.unlink()
 
 
 def test_name_of_something_else_is_refused():

@@ -4,6 +4,7 @@ test_channel_async.py, for what goes wrong test_channel_errors.py and test_chann
 
 from __future__ import annotations
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -11,8 +12,10 @@ import pickle
 import queue
 import signal
 import threading
+import types
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from channels import TIMEOUT, Maker, fresh_name, make, named, named_channel, start, status_of
@@ -21,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyloop
+from pyloop import rings
 
 __all__ = ["make", "named"]
 
@@ -130,6 +134,26 @@ def test_signal_handler_runs_and_the_wait_goes_on() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert heard[:3] == [signal.SIGALRM] * 3
+
+
+def test_time_before_a_signal_is_part_of_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, asked = [0], list[int]()
+
+    def interrupted(*arguments: Any) -> int:
+        asked.append(arguments[-1])
+        clock[0] += 600_000_000
+        return -errno.EINTR if clock[0] < 1_000_000_000 else -errno.ETIMEDOUT
+
+    monkeypatch.setattr(rings, "time", types.SimpleNamespace(monotonic_ns=lambda: clock[0]))
+    monkeypatch.setattr("pyloop.channel._ring_get", interrupted)
+    monkeypatch.setattr("pyloop.channel._ring_put", interrupted)
+    channel = pyloop.Channel()
+    for wait in (lambda: channel.get(1), lambda: channel.put(b"", 1)):
+        clock[0] = 0
+        with pytest.raises(TimeoutError):
+            wait()
+        assert asked == [1_000_000_000, 400_000_000]
+        asked.clear()
 
 
 def test_handler_that_raises_ends_the_wait() -> None:

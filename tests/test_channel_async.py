@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -232,18 +233,22 @@ def test_forked_child_waits_with_fds_of_its_own(channel: pyloop.Channel) -> None
         tasks = waiters(channel, 1)
         await settle()
         pid = start(in_child)
-        await asyncio.get_running_loop().run_in_executor(None, status_of, pid)
-        assert not tasks[0].done()
-        channel.put_nowait(b"for the parent")
         assert await tasks[0] == b"for the parent"
+        os.write(tell, b"!")
+        channel.put_nowait(b"for the child")
+        assert await asyncio.get_running_loop().run_in_executor(None, status_of, pid) == 0
 
     def in_child() -> None:
         with pytest.raises(TimeoutError):
             channel.get(0.01)
-        channel.put(b"child")
-        assert channel.get(TIMEOUT) == b"child"
+        channel.put(b"for the parent")
+        os.read(told, 1)  # or we might take it ourselves
+        assert channel.get(TIMEOUT) == b"for the child"
 
+    told, tell = os.pipe()
     asyncio.run(main())
+    os.close(told)
+    os.close(tell)
 
 
 def test_no_fd_is_left_by_waiting() -> None:

@@ -66,6 +66,11 @@ def test_sizes_that_cannot_be_are_refused(arguments: tuple[str, int, int], text:
 def test_arguments_of_wrong_types_are_refused() -> None:
     with pytest.raises(TypeError, match="name must be a str or None, not int"):
         pyloop.Channel(5)  # type: ignore[arg-type]
+    for name, create in ((None, None), (fresh_name(), False)):
+        with pytest.raises(TypeError, match=r"^capacity must be an int or None, not '1' \(str\)$"):
+            pyloop.Channel(name, "1", create=create)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"^max_message must be an int or None, not 1.0 \(flo"):
+            pyloop.Channel(name, max_message=1.0, create=create)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="only a channel with a name can be attached to"):
         pyloop.Channel(create=False)
     channel = pyloop.Channel()

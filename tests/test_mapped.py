@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,14 @@ def test_writes_reach_the_file(path: Path) -> None:
     assert len(path.read_bytes()) == len(BYTES)
 
 
+@pytest.mark.parametrize("start", [0, 10])
+def test_a_slice_set_to_memory_that_overlaps_it_is_as_with_bytes(path: Path, start: int) -> None:
+    size = len(BYTES) - 10
+    with MappedFile(path, mode="c") as m:
+        m[start : start + size] = m.buf[10 - start :][:size]
+        assert m[start : start + size] == BYTES[10 - start :][:size]
+
+
 def test_a_private_copy_leaves_the_file_alone(path: Path) -> None:
     path.chmod(0o444)
     with MappedFile(path, mode="c") as m:
@@ -299,6 +308,23 @@ def test_an_fd_that_does_not_allow_the_mode_is_refused(path: Path) -> None:
         )
         with pytest.raises(PermissionError, match=message):
             MappedFile(file.fileno(), mode="r+")
+        size = len(BYTES) + 1
+        with pytest.raises(OSError, match=f"cannot allocate {size} bytes: Bad file des.*: 'fd "):
+            MappedFile(file.fileno(), mode="r+", create_size=size)
+
+
+def test_what_the_kernel_refuses_is_told_with_file_and_place(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> int:
+        return -errno.EIO
+
+    fake = types.SimpleNamespace(pl_mapping_flush=refuse, pl_mapping_advise=refuse)
+    with MappedFile(path, offset=5) as m:
+        monkeypatch.setattr("pyloop.mapped.lib", fake)
+        for what, call in (("flush", m.flush), ("advise on", lambda *at: m.advise("random", *at))):
+            with pytest.raises(OSError, match=f"cannot {what} 3 bytes at offset 7: .*: '{path}'$"):
+                call(2, 3)
 
 
 # ---- truncation ----

@@ -183,6 +183,7 @@ def test_semaphore_in_memory_is_found_at_its_offset() -> None:
         ({"memory": b"", "create": True}, TypeError, "memory must be a SharedMemory or None, not"),
         ({"memory": None, "create": False}, ValueError, "create=False needs a name or memory to"),
         ({"value": -1, "create": True}, ValueError, "value must be 0 to 2147483647, not -1"),
+        ({"value": 1.0, "create": True}, TypeError, "value must be an int, not 1.0"),
         ({"value": 2**31, "create": True}, ValueError, "value must be 0 to 2147483647, not 21"),
     ],
 )
@@ -227,6 +228,7 @@ def test_truncated_memory_is_an_error_and_no_sigbus() -> None:
             with pytest.raises(OSError, match="the shared memory was truncated") as raised:
                 use(sem)
             assert raised.value.errno == errno.EFAULT
+        assert repr(sem) == "<Semaphore truncated>"
         sem.close()
         shm.unlink()
 
@@ -282,6 +284,11 @@ def test_time_out_that_is_none_is_refused(timeout: float) -> None:
         with pytest.raises(ValueError, match="timeout must be 0 or more seconds, not "):
             start(timeout).send(None)
     assert sem.value == 1 and lock.owner is None
+
+
+def test_time_out_that_is_no_number_is_named(sem: Semaphore) -> None:
+    with pytest.raises(TypeError, match=r"^timeout must be seconds or None, not '1'$"):
+        sem.wait("1")  # type: ignore[arg-type]
 
 
 def test_closed_semaphore_refuses_everything(sem: Semaphore) -> None:

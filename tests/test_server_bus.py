@@ -167,6 +167,25 @@ def test_server_that_is_started_has_a_bus_of_its_own_until_it_stops(run):
     run(main())
 
 
+def test_server_that_fails_to_start_leaves_no_bus(run):
+    def fail(server):
+        buses.append(server.bus)
+        server.bus.subscribe("", print)
+        raise ValueError("by the hook")
+
+    async def main():
+        server = pyloop.Server(lambda conn, line: None, port=0, bus="shm://", on_start=fail)
+        with pytest.raises(ValueError, match="by the hook"):
+            await server.start()
+        with pytest.raises(RuntimeError, match=r"server\.bus: not started"):
+            _ = server.bus
+        with pytest.raises(RuntimeError, match="the bus is closed"):
+            buses[0].publish("t", b"")
+
+    buses = []
+    run(main())
+
+
 def test_server_without_one_says_why():
     with pytest.raises(RuntimeError, match="it has none, by bus=None"):
         _ = pyloop.Server(print, bus=None).bus

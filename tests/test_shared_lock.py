@@ -277,6 +277,7 @@ def test_truncated_memory_is_an_error_and_no_sigbus() -> None:
         with pytest.raises(OSError, match="the shared memory was truncated") as raised:
             use(lock)
         assert raised.value.errno == errno.EFAULT
+    assert repr(lock) == f"<SharedLock {name!r} truncated>"
     lock.unlink()
 
 
