@@ -44,6 +44,12 @@ def pytest_runtest_makereport(
     return report
 
 
+def pytest_collection_finish() -> None:
+    """Take what pytest and the imports hold out of each later gc.collect(), of which there are many."""
+    gc.collect()
+    gc.freeze()
+
+
 def open_fds() -> dict[int, str]:
     """Return the open fds of this process and what each refers to."""
     fds = {}
