@@ -45,7 +45,7 @@ def pytest_runtest_makereport(
 
 
 def pytest_collection_finish() -> None:
-    """Take what pytest and the imports hold out of each later gc.collect(), of which there are many."""
+    """Leave what pytest and the imports hold out of each later gc.collect(): there are many."""
     gc.collect()
     gc.freeze()
 

@@ -31,11 +31,13 @@ def start(backend, path):
     return Program(SERVE, backend, str(WORKERS), *([path] if path else []))
 
 
-def assert_even(counts, total):
+def assert_even(counts, total, path):
+    """Who is woken last on a shared listener gets what the others leave, each at its share."""
     mean = total / WORKERS
     bound = 4 * math.sqrt(mean)
+    left = (WORKERS - 1) * (mean / 8 + 3) if path else 0  # a share is 9/8 of the mean and two
     assert sum(counts) == total
-    assert all(mean - bound <= count <= mean + bound for count in counts), counts
+    assert all(mean - max(bound, left) <= count <= mean + bound for count in counts), counts
 
 
 @pytest.mark.parametrize("at_once", [1, 50])
@@ -54,7 +56,7 @@ def test_connections_are_spread_evenly(backend, path, at_once):
             talkers += burst
         workers = program.workers()
         assert set(served) <= set(workers.values())
-        assert_even([served[pid] for pid in workers.values()], total)
+        assert_even([served[pid] for pid in workers.values()], total, path)
         for talker in talkers:
             talker.close()
 
@@ -75,7 +77,7 @@ def test_successor_of_a_dead_worker_gets_its_share_again(backend, tmp_path):
             pids[pid] + later[pid] if pid in pids else later[pid]
             for pid in program.workers().values()
         ]
-        assert_even(counts, 400)
+        assert_even(counts, 400, path)
         for talker in talkers:
             talker.close()
 
