@@ -42,13 +42,15 @@ int pl_ring_bell(const struct pl_ring *ring);
 /* In a forked child, before it does anything else: fds of its own. All others do so too, if it was forgotten. */
 int pl_ring_enter(struct pl_ring *ring);
 
-/* Append a message, or take the first one into `to`, which has room for max_message bytes: its length. Both wait for
+/* Append a message, or take the first one into `to`, which has room for max_message bytes, or, if it is of just
+ * exact_len bytes, into `exact`, which has room for those (may be NULL, with 0): its length. Both wait for
  * room or a message, with timeout_ns 0 only for other processes to let go of the lock, PL_RING_PATIENCE_NS at most.
  * -ETIMEDOUT; -EINTR: call again with the time that is left; PL_E_SHUT; PL_E_TOO_LONG; PL_E_CORRUPT; -EBADF after
  * pl_ring_close, and when ring is NULL; -EMFILE and its kin when a wait needs an fd. Nothing was put or got then.
  * A process killed in the middle has put all of its message or nothing, and got its message or left it. */
 int pl_ring_put(struct pl_ring *ring, const uint8_t *data, size_t len, int64_t timeout_ns);
-int64_t pl_ring_get(struct pl_ring *ring, uint8_t *to, int64_t timeout_ns);
+int64_t pl_ring_get(struct pl_ring *ring, uint8_t *to, uint8_t *exact, size_t exact_len,
+                    int64_t timeout_ns);
 
 /* For loops. An fd that becomes readable when it is worth trying again, for one loop: the caller's, to be closed by
  * close(2). -EMFILE and its kin. Order: latch, try, arm, wait for the fd, quiet, try, arm, ... */

@@ -53,7 +53,8 @@ struct job {
     uint64_t need; /* PUT: bytes of the record */
     const uint8_t *data;
     size_t len;
-    uint8_t *to;
+    uint8_t *to, *exact; /* GET: where to, unless it is of exact_len bytes */
+    size_t exact_len;
     int64_t got;
 };
 
@@ -199,7 +200,8 @@ static int get_record(struct pl_ring *ring, struct job *job, const struct marks 
         return rc;
     if (len > ring->max_message || record_bytes(len) > m->used)
         return PL_E_CORRUPT;
-    if ((rc = read_bytes(ring, m->head + sizeof len, job->to, len)) < 0)
+    uint8_t *to = len && len == job->exact_len ? job->exact : job->to;
+    if ((rc = read_bytes(ring, m->head + sizeof len, to, len)) < 0)
         return rc;
     job->got = (int64_t)len;
     return commit(ring, GET, m->head + record_bytes(len), m);
@@ -318,9 +320,10 @@ int pl_ring_put(struct pl_ring *ring, const uint8_t *data, size_t len, int64_t t
     return carry_out(ring, &job, timeout_ns);
 }
 
-int64_t pl_ring_get(struct pl_ring *ring, uint8_t *to, int64_t timeout_ns)
+int64_t pl_ring_get(struct pl_ring *ring, uint8_t *to, uint8_t *exact, size_t exact_len,
+                    int64_t timeout_ns)
 {
-    struct job job = {.side = GET, .to = to};
+    struct job job = {.side = GET, .to = to, .exact = exact, .exact_len = exact_len};
     int rc = carry_out(ring, &job, timeout_ns);
     return rc < 0 ? rc : job.got;
 }

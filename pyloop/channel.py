@@ -18,6 +18,7 @@ from pyloop.framing import as_bytes
 from pyloop.rings import (
     INTERRUPTED,
     NOT_YET,
+    Place,
     adopt_ring,
     is_settled,
     label_of,
@@ -43,8 +44,7 @@ T = TypeVar("T")
 
 _STREAK = 64  # coroutines: so many without waiting, then the loop's others have their turn
 
-_ring_put, _ring_get = lib.pl_ring_put, lib.pl_ring_get
-_new_bytes = ffi.new_allocator(should_clear_after_alloc=False)
+_ring_put = lib.pl_ring_put
 _channels: weakref.WeakSet[Channel] = weakref.WeakSet()
 
 
@@ -98,7 +98,7 @@ class Channel:
     def _begin(self, name: str | None, ring: Any) -> None:
         self._ring = ring
         self._name = name
-        self._places: list[tuple[Any, Any]] = []  # to get messages into, for as many threads
+        self._places: list[Place] = []  # to get messages into, for as many threads
         self._turns: weakref.WeakKeyDictionary[Any, Turns] = weakref.WeakKeyDictionary()
         self._streak = 0
         self.capacity: int = lib.pl_ring_capacity(ring)
@@ -270,15 +270,10 @@ class Channel:
         try:
             place = self._places.pop()
         except IndexError:
-            place = self._new_place()
-        length = _ring_get(self._ring, place[0], ns)
-        got: bytes | int = place[1][:length] if length >= 0 else length
+            place = Place(self.max_message)
+        got = place.get(self._ring, ns)
         self._places.append(place)
         return got
-
-    def _new_place(self) -> tuple[Any, Any]:
-        to = _new_bytes("uint8_t[]", self.max_message)
-        return to, ffi.buffer(to)
 
     def _message(self, got: bytes | int) -> bytes:
         if isinstance(got, int):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from pyloop.errors import ChannelClosed, PyloopError
 __all__ = [
     "INTERRUPTED",
     "NOT_YET",
+    "Place",
     "adopt_ring",
     "is_settled",
     "label_of",
@@ -36,6 +38,38 @@ INTERRUPTED = -errno.EINTR
 
 CAPACITY = 1 << 20
 MAX_MESSAGE = 1 << 16
+
+
+LARGE = 8192 if sys.implementation.name == "cpython" else sys.maxsize
+"""Bytes of a message whose second copy costs more than a guess at its length."""
+
+_ring_get = lib.pl_ring_get
+_new_bytes = ffi.new_allocator(should_clear_after_alloc=False)
+
+
+class Place:
+    """Where one thread gets messages into.
+
+    A bytes object is made by a copy, which a large message should not cost: one as long as the last
+    message is made beforehand, and the core fills it while nobody else can have seen it.
+    """
+
+    __slots__ = ("_buffer", "_expected", "_to")
+
+    def __init__(self, max_message: int) -> None:
+        self._to = _new_bytes("uint8_t[]", max_message)
+        self._buffer = ffi.buffer(self._to)
+        self._expected = 0
+
+    def get(self, ring: Any, ns: int) -> bytes | int:
+        """Return one message, or the core's negative number."""
+        exact = bytes(self._expected)
+        length = _ring_get(ring, self._to, exact, self._expected, ns)
+        if length < 0:
+            return int(length)
+        got: bytes = exact if length == self._expected else self._buffer[:length]
+        self._expected = length if length >= LARGE else 0
+        return got
 
 
 def is_settled(result: object) -> bool:

@@ -145,7 +145,7 @@ def test_time_before_a_signal_is_part_of_the_timeout(monkeypatch: pytest.MonkeyP
         return -errno.EINTR if clock[0] < 1_000_000_000 else -errno.ETIMEDOUT
 
     monkeypatch.setattr(rings, "time", types.SimpleNamespace(monotonic_ns=lambda: clock[0]))
-    monkeypatch.setattr("pyloop.channel._ring_get", interrupted)
+    monkeypatch.setattr("pyloop.rings._ring_get", interrupted)
     monkeypatch.setattr("pyloop.channel._ring_put", interrupted)
     channel = pyloop.Channel()
     for wait in (lambda: channel.get(1), lambda: channel.put(b"", 1)):
@@ -326,3 +326,14 @@ def test_no_fd_is_left(make: Maker) -> None:
             channel.close()
         del channel
     assert open_fds() == before
+
+
+def test_messages_of_all_lengths_are_each_what_was_put():
+    sizes = (0, 1, 8191, 8192, 8192, 8193, 65536, 65536, 65535, 100, 65536, 0, 65536, 65536)
+    sent = [os.urandom(size) for size in sizes]
+    with pyloop.Channel() as channel:
+        got = []
+        for message in sent:  # kept: one must not be received into another
+            channel.put(message)
+            got.append(channel.get())
+    assert got == sent

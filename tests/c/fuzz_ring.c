@@ -49,7 +49,7 @@ static void get(struct pl_ring *ring)
 {
     uint8_t *to = malloc(MAX_MESSAGE);
     require(to != NULL, "no memory");
-    int64_t len = pl_ring_get(ring, to, 0);
+    int64_t len = pl_ring_get(ring, to, NULL, 0, 0);
     require(len <= MAX_MESSAGE, "more than max_message");
     free(to);
 }

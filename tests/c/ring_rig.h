@@ -79,7 +79,7 @@ static inline int put_number(struct pl_ring *ring, uint32_t number, int64_t time
 static inline int64_t get_number(struct pl_ring *ring, int64_t timeout_ns)
 {
     uint8_t data[MAX_MESSAGE];
-    int64_t len = pl_ring_get(ring, data, timeout_ns);
+    int64_t len = pl_ring_get(ring, data, NULL, 0, timeout_ns);
     return len < 0 ? len : number_of(data, len);
 }
 

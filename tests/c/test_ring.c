@@ -19,7 +19,7 @@ static void test_messages_of_all_lengths_come_out_in_order(void)
         CHECK(put_number(ring, i, 0) == 0 && put_number(other, i + 1, 0) == 0);
         CHECK(get_number(other, 0) == i && get_number(ring, 0) == i + 1);
     }
-    CHECK(pl_ring_put(ring, bytes, 0, 0) == 0 && pl_ring_get(other, bytes, 0) == 0);
+    CHECK(pl_ring_put(ring, bytes, 0, 0) == 0 && pl_ring_get(other, bytes, NULL, 0, 0) == 0);
     pl_ring_free(other);
     ring_end(ring, named);
 }
@@ -27,8 +27,8 @@ static void test_messages_of_all_lengths_come_out_in_order(void)
 static void test_full_and_empty_are_told(void)
 {
     struct pl_ring *ring = ring_of(named);
-    CHECK(ring && pl_ring_get(ring, bytes, 0) == -ETIMEDOUT);
-    CHECK(pl_ring_get(ring, bytes, 1000000) == -ETIMEDOUT);
+    CHECK(ring && pl_ring_get(ring, bytes, NULL, 0, 0) == -ETIMEDOUT);
+    CHECK(pl_ring_get(ring, bytes, NULL, 0, 1000000) == -ETIMEDOUT);
     CHECK(pl_ring_arm_get(ring) == 0);
     CHECK(pl_ring_put(ring, bytes, MAX_MESSAGE + 1, 0) == PL_E_TOO_LONG);
     CHECK(pl_ring_put(ring, bytes, MAX_MESSAGE, 0) == 0 && pl_ring_arm_get(ring) == 1);
@@ -46,7 +46,7 @@ static void test_shut_ring_gives_the_rest_and_then_no_more(void)
     CHECK(ring && other && put_number(ring, 5, 0) == 0);
     CHECK(pl_ring_shut(other, -1) == 0);
     CHECK(put_number(ring, 6, -1) == PL_E_SHUT);
-    CHECK(get_number(ring, -1) == 5 && pl_ring_get(ring, bytes, -1) == PL_E_SHUT);
+    CHECK(get_number(ring, -1) == 5 && pl_ring_get(ring, bytes, NULL, 0, -1) == PL_E_SHUT);
     CHECK(pl_ring_arm_get(ring) == 1 && pl_ring_shut(ring, -1) == 0);
     pl_ring_free(other);
     ring_end(ring, named);
@@ -57,7 +57,7 @@ static void test_closed_one_is_closed_here_only(void)
     struct pl_ring *ring = ring_of(named), *other = ring_again(ring, named);
     CHECK(ring && other);
     pl_ring_close(other);
-    CHECK(put_number(other, 1, -1) == -EBADF && pl_ring_get(other, bytes, -1) == -EBADF);
+    CHECK(put_number(other, 1, -1) == -EBADF && pl_ring_get(other, bytes, NULL, 0, -1) == -EBADF);
     CHECK(pl_ring_latch(other) == -EBADF && pl_ring_arm_get(other) == -EBADF);
     CHECK(pl_ring_shut(other, -1) == -EBADF && pl_ring_used(other) == -EBADF);
     CHECK(put_number(ring, 1, -1) == 0 && get_number(ring, -1) == 1);
@@ -91,7 +91,7 @@ static int puts_thousands(struct pl_ring *ring)
 }
 
 static int takes_one(struct pl_ring *ring) { return get_number(ring, SOON) >= 0; }
-static int finds_it_shut(struct pl_ring *ring) { return pl_ring_get(ring, bytes, SOON) == PL_E_SHUT; }
+static int finds_it_shut(struct pl_ring *ring) { return pl_ring_get(ring, bytes, NULL, 0, SOON) == PL_E_SHUT; }
 
 static int finds_it_shut_and_full(struct pl_ring *ring)
 {
@@ -173,7 +173,7 @@ static void test_a_signal_ends_the_wait(void)
     CHECK(sigaction(SIGALRM, &action, NULL) == 0);
     alarms = 0;
     ualarm(2000, 2000); /* again and again: the first may come before the wait */
-    CHECK(pl_ring_get(ring, bytes, SOON) == -EINTR);
+    CHECK(pl_ring_get(ring, bytes, NULL, 0, SOON) == -EINTR);
     ualarm(0, 0);
     CHECK(alarms > 0 && alarms < MANY_ALARMS);
     ring_end(ring, named);
@@ -249,7 +249,7 @@ static void test_marks_that_cannot_be_are_corrupt(void)
     for (size_t i = 0; i < sizeof tails / sizeof *tails; i++) {
         CHECK(scribble(ring, REGION_LINE + 8, tails[i]) == 0);
         CHECK(put_number(ring, 1, -1) == PL_E_CORRUPT);
-        CHECK(pl_ring_get(ring, bytes, -1) == PL_E_CORRUPT);
+        CHECK(pl_ring_get(ring, bytes, NULL, 0, -1) == PL_E_CORRUPT);
         CHECK(pl_ring_arm_get(ring) == PL_E_CORRUPT && pl_ring_arm_put(ring, 1) == PL_E_CORRUPT);
         CHECK(pl_ring_used(ring) == PL_E_CORRUPT);
     }
@@ -263,7 +263,7 @@ static void test_lengths_that_cannot_be_are_corrupt(void)
     CHECK(pl_ring_put(ring, bytes, 16, 0) == 0);
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
         CHECK(scribble(ring, RING_DATA, lengths[i]) == 0);
-        CHECK(pl_ring_get(ring, bytes, -1) == PL_E_CORRUPT);
+        CHECK(pl_ring_get(ring, bytes, NULL, 0, -1) == PL_E_CORRUPT);
     }
     ring_end(ring, named);
 }
@@ -273,9 +273,9 @@ static void test_named_ring_that_was_cut_short_is_corrupt(void)
     struct pl_ring *ring = ring_of(1);
     CHECK(ring && put_number(ring, 100, 0) == 0);
     CHECK(ftruncate(pl_ring_fd(ring), RING_DATA + 16) == 0);
-    CHECK(pl_ring_get(ring, bytes, -1) == PL_E_CORRUPT);
+    CHECK(pl_ring_get(ring, bytes, NULL, 0, -1) == PL_E_CORRUPT);
     CHECK(ftruncate(pl_ring_fd(ring), 100) == 0);
-    CHECK(pl_ring_get(ring, bytes, -1) == PL_E_CORRUPT && put_number(ring, 1, -1) == PL_E_CORRUPT);
+    CHECK(pl_ring_get(ring, bytes, NULL, 0, -1) == PL_E_CORRUPT && put_number(ring, 1, -1) == PL_E_CORRUPT);
     CHECK(pl_ring_arm_get(ring) == PL_E_CORRUPT && pl_ring_shut(ring, -1) == 0);
     ring_end(ring, 1);
 }

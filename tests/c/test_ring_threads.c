@@ -90,7 +90,7 @@ static void test_threads_of_a_named_ring(void) { exchange_over(ring_of(1), 1, 0)
 static void *wait_for_message(void *ring)
 {
     uint8_t data[MAX_MESSAGE];
-    return pl_ring_get(ring, data, SOON) == -EBADF ? ring : NULL;
+    return pl_ring_get(ring, data, NULL, 0, SOON) == -EBADF ? ring : NULL;
 }
 
 static void test_close_ends_the_waits_of_other_threads(void)
