@@ -57,7 +57,7 @@ class BrokerServer:
         return shutil.which(cls.program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 
     def arguments(self) -> list[str]:
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each server has its own options
 
     @property
     def url(self) -> str:
