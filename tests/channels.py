@@ -20,6 +20,7 @@ _numbers = itertools.count()
 
 
 def fresh_name() -> str:
+    """A name that no other test has."""
     return f"pyloop-test-{os.getpid()}-{next(_numbers)}"
 
 

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from channels import TIMEOUT, start, status_of
+
 import pyloop
 from pyloop import waiting
-
-TIMEOUT = 30.0
-_numbers = itertools.count()
-
-
-def fresh_name() -> str:
-    """A name that no other test has."""
-    return f"pyloop-test-{os.getpid()}-{next(_numbers)}"
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -46,17 +37,7 @@ def all_waiters_end() -> bool:
 @contextlib.contextmanager
 def child(main: Callable[[], object]) -> Iterator[int]:
     """A fork that runs `main`; gives its pid. At the end it is killed if need be, and reaped."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            main()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-        finally:
-            os._exit(status)
+    pid = start(main)
     try:
         yield pid
     finally:
@@ -64,11 +45,6 @@ def child(main: Callable[[], object]) -> Iterator[int]:
             if os.waitpid(pid, os.WNOHANG)[0] == 0:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-
-
-def status_of(pid: int) -> int:
-    """Wait for the end of a child; its exit status, or minus the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def kill(pid: int) -> None:

@@ -13,18 +13,8 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from sharing import (
-    TIMEOUT,
-    child,
-    ctrl_c_in_a_wait,
-    fail,
-    fresh_name,
-    kill,
-    memory,
-    shot_at,
-    status_of,
-    until,
-)
+from channels import TIMEOUT, fresh_name, status_of
+from sharing import child, ctrl_c_in_a_wait, fail, kill, memory, shot_at, until
 
 from pyloop import Semaphore, SharedLock, SharedMemory
 

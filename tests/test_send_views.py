@@ -12,14 +12,13 @@ import tracemalloc
 
 import pytest
 from peers import Serving, deaf_peer, peer_of, read_all, tls_contexts
+from views import BYTES, SIZE, SMALL, TRUNCATED, big_file, mapped, small_file
 
 import pyloop
 
+__all__ = ["big_file", "mapped", "small_file"]
+
 PAGE = mmap.PAGESIZE
-BYTES = bytes(range(251)) * 40_000  # 10 MB: more than a connection buffers
-SIZE = len(BYTES)
-SMALL = 100_000
-TRUNCATED = "^.Errno 14. a mapped file was truncated, or its disk failed, while a view"
 PART = 200_000
 TAKE = [
     (pyloop.Raw(), b"", b""),
@@ -29,28 +28,6 @@ TAKE = [
     (pyloop.Netstring(PART), b"200000:", b","),
 ]
 REFUSE = [pyloop.Lines(SIZE), pyloop.Delimited(b"--", SIZE)]
-
-
-@pytest.fixture(scope="module")
-def big_file(tmp_path_factory):
-    file = tmp_path_factory.mktemp("mapped") / "file"
-    file.write_bytes(BYTES)
-    yield file
-    file.unlink()
-
-
-@pytest.fixture
-def mapped(big_file):
-    """A private map: what a test writes is sent, and does not reach the file."""
-    return pyloop.MappedFile(big_file, mode="c")
-
-
-@pytest.fixture
-def small_file(tmp_path):
-    """A file to truncate."""
-    file = tmp_path / "small"
-    file.write_bytes(BYTES[:SMALL])
-    return file
 
 
 async def read_into(wire, sock):

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from channels import TIMEOUT
 from faults import Child
-from sharing import TIMEOUT, all_waiters_end, child, kill, memory, until, waiters
+from sharing import all_waiters_end, child, kill, memory, until, waiters
 
 import pyloop
 from pyloop import Semaphore, SharedLock
