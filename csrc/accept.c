@@ -41,11 +41,9 @@ static void hand_over(struct group *g, int fd)
 {
     if (g->options.flags & PL_NODELAY)
         sock_set_nodelay(fd);
-    g->conns++;
+    group_add(g);
     g->handed++;
-    g->records++;
     g->counters->accepted++;
-    g->counters->open++;
 }
 
 static void welcome(struct pl_loop *loop, struct group *g, const struct peer *peer)

@@ -6,8 +6,7 @@
 #include "loop.h"
 #include "sock.h"
 
-/* The conn, or NULL and the reason in *rc. */
-static struct conn *find(struct pl_loop *loop, uint64_t id, int *rc)
+struct conn *conn_find(struct pl_loop *loop, uint64_t id, int *rc)
 {
     *rc = loop_guard(loop);
     if (*rc < 0)
@@ -32,7 +31,10 @@ int pl_conn_open(struct pl_loop *loop, int group, int fd, uint64_t *id)
     if ((rc = sock_set_nonblocking(fd, 1)) < 0)
         return rc;
     loop->now = sock_now();
-    return conn_adopt(loop, g, fd, id);
+    rc = conn_adopt(loop, g, fd, id);
+    if (rc == 0 && g->options.flags & PL_BORROWED)
+        table_get(&loop->table, *id)->flags |= CONN_LENT;
+    return rc;
 }
 
 /* Output passed high water: offer it to the kernel before anybody is asked to pause. */
@@ -67,7 +69,7 @@ static int admit(struct pl_loop *loop, struct conn *c, size_t waiting)
 int pl_conn_admit(struct pl_loop *loop, uint64_t id, size_t waiting)
 {
     int rc;
-    struct conn *c = find(loop, id, &rc);
+    struct conn *c = conn_find(loop, id, &rc);
     if (!c)
         return rc;
     rc = admit(loop, c, waiting);
@@ -78,10 +80,10 @@ int pl_conn_admit(struct pl_loop *loop, uint64_t id, size_t waiting)
 /* The conn that may queue another message, or NULL and the reason in *rc. Whether that counts as one is said. */
 static inline struct conn *find_writable(struct pl_loop *loop, uint64_t id, bool *counts, int *rc)
 {
-    struct conn *c = find(loop, id, rc);
+    struct conn *c = conn_find(loop, id, rc);
     if (!c)
         return NULL;
-    *counts = !(c->group->options.flags & PL_TLS); /* the messages of records were admitted */
+    *counts = !conn_is(c, PL_TLS); /* the messages of records were admitted */
     if (*counts && (*rc = admit(loop, c, 0)) < 0)
         return NULL;
     if (!(c->flags & (CONN_SHUT | CONN_WRITE_DONE)))
@@ -93,7 +95,10 @@ static inline struct conn *find_writable(struct pl_loop *loop, uint64_t id, bool
 static inline int on_queued(struct pl_loop *loop, struct conn *c, bool counts)
 {
     c->group->counters->messages_out += counts;
-    conn_mark_flush(loop, c);
+    if (c->flags & CONN_BLOCKED)
+        conn_update(loop, c); /* perhaps only just */
+    else
+        conn_mark_flush(loop, c);
     return c->out.len > c->group->options.high_water ? relieve(loop, c) : 0;
 }
 
@@ -103,9 +108,14 @@ static int send_message(struct pl_loop *loop, uint64_t id, const uint8_t *data, 
     int rc;
     bool counts;
     struct conn *c = find_writable(loop, id, &counts, &rc);
-    if (!c || (rc = conn_queue(c, &loop->pool, data, len, framed)) < 0)
+    if (!c)
         return rc;
-    return on_queued(loop, c, counts);
+    rc = conn_queue(c, &loop->pool, data, len, framed);
+    if (rc == PL_E_INCOMPLETE) {
+        conn_abort(loop, c, -ENOMEM); /* the peer has half of it */
+        return 0;
+    }
+    return rc < 0 ? rc : on_queued(loop, c, counts);
 }
 
 int pl_conn_send(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len)
@@ -140,17 +150,18 @@ static int let_go(struct pl_loop *loop, uint64_t id)
     if (!c || c->flags & CONN_DEAD)
         return -ESTALE;
     watch_forget(loop, c->fd);
-    sock_close(c->fd);
+    if (!(c->flags & CONN_LENT))
+        sock_close(c->fd);
     c->fd = -1;
     c->flags |= CONN_DEAD;
     queue_fini(&c->out, &loop->pool);
-    return 0;
+    return 1;
 }
 
 int pl_conn_close(struct pl_loop *loop, uint64_t id)
 {
     int rc;
-    struct conn *c = find(loop, id, &rc);
+    struct conn *c = conn_find(loop, id, &rc);
     if (c)
         conn_finish(loop, c);
     return rc == PL_E_FORKED ? let_go(loop, id) : rc;
@@ -159,7 +170,7 @@ int pl_conn_close(struct pl_loop *loop, uint64_t id)
 int pl_conn_abort(struct pl_loop *loop, uint64_t id, int reason)
 {
     int rc;
-    struct conn *c = find(loop, id, &rc);
+    struct conn *c = conn_find(loop, id, &rc);
     if (c)
         conn_abort(loop, c, reason);
     return rc == PL_E_FORKED ? let_go(loop, id) : rc;
@@ -168,7 +179,7 @@ int pl_conn_abort(struct pl_loop *loop, uint64_t id, int reason)
 int pl_conn_shutdown(struct pl_loop *loop, uint64_t id)
 {
     int rc;
-    struct conn *c = find(loop, id, &rc);
+    struct conn *c = conn_find(loop, id, &rc);
     if (!c)
         return rc;
     if (c->flags & (CONN_SHUT | CONN_WRITE_DONE))
@@ -181,7 +192,7 @@ int pl_conn_shutdown(struct pl_loop *loop, uint64_t id)
 int pl_conn_pause(struct pl_loop *loop, uint64_t id)
 {
     int rc;
-    struct conn *c = find(loop, id, &rc);
+    struct conn *c = conn_find(loop, id, &rc);
     if (!c)
         return rc;
     c->flags |= CONN_PAUSED;
@@ -192,7 +203,7 @@ int pl_conn_pause(struct pl_loop *loop, uint64_t id)
 int pl_conn_resume(struct pl_loop *loop, uint64_t id)
 {
     int rc;
-    struct conn *c = find(loop, id, &rc);
+    struct conn *c = conn_find(loop, id, &rc);
     if (!c)
         return rc;
     if (!(c->flags & CONN_PAUSED))
@@ -258,7 +269,7 @@ int pl_conn_hold(struct pl_loop *loop, uint32_t index)
     if (index >= loop->batch.count)
         return -EINVAL;
     const struct pl_event *event = &loop->batch.events[index];
-    struct conn *c = find(loop, event->id, &rc);
+    struct conn *c = conn_find(loop, event->id, &rc);
     if (!c)
         return rc;
     if (event->kind != PL_EV_MESSAGE && event->kind != PL_EV_EOF && event->kind != PL_EV_FAULT)
@@ -280,7 +291,7 @@ int pl_conn_hold(struct pl_loop *loop, uint32_t index)
 int pl_conn_feed(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len, int eof)
 {
     int rc;
-    struct conn *c = find(loop, id, &rc);
+    struct conn *c = conn_find(loop, id, &rc);
     if (!c)
         return rc;
     if (c->served == loop->tick && c->in.data && c->cut_end > c->in.data &&
@@ -305,7 +316,7 @@ int pl_conn_feed(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t 
 int pl_conn_drain(struct pl_loop *loop, uint64_t id)
 {
     int rc;
-    struct conn *c = find(loop, id, &rc);
+    struct conn *c = conn_find(loop, id, &rc);
     if (!c)
         return rc;
     c->flags |= CONN_DRAIN;
@@ -317,13 +328,13 @@ int pl_conn_drain(struct pl_loop *loop, uint64_t id)
 int64_t pl_conn_queued(struct pl_loop *loop, uint64_t id)
 {
     int rc;
-    const struct conn *c = find(loop, id, &rc);
+    const struct conn *c = conn_find(loop, id, &rc);
     return c ? (int64_t)c->out.len : rc;
 }
 
 int pl_conn_fd(struct pl_loop *loop, uint64_t id)
 {
     int rc;
-    const struct conn *c = find(loop, id, &rc);
+    const struct conn *c = conn_find(loop, id, &rc);
     return c ? c->fd : rc;
 }

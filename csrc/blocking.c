@@ -87,7 +87,7 @@ int pl_reader_receive(struct pl_reader *r, int fd, uint32_t wanted, int wake_fd,
 int64_t pl_socket_send(int fd, const uint8_t *data, size_t len)
 {
     struct iovec iov = {.iov_base = (uint8_t *)(uintptr_t)data, .iov_len = len};
-    return sock_send(fd, &iov, 1);
+    return sock_send(fd, &iov, 1, 0);
 }
 
 int pl_socket_shutdown(int fd) { return sock_shutdown_write(fd); }

@@ -9,6 +9,8 @@
 #include "out.h"
 #include "sock.h"
 
+#define AT_ONCE_BYTES (64u * 1024u) /* a message of this size is not worth a copy into the queue */
+
 struct conn *conn_new(struct group *group, int fd, int64_t now)
 {
     struct conn *c = calloc(1, sizeof *c);
@@ -35,13 +37,57 @@ uint32_t conn_interest(const struct conn *c)
     uint32_t interest = flags & CONN_BLOCKED ? PL_WRITE : 0;
     if (flags & CONN_PEER_EOF)
         return interest;
+    if (flags & (CONN_CLOSING | CONN_LINGERING) && conn_is(c, PL_BORROWED))
+        return interest;
     if (flags & (CONN_CLOSING | CONN_LINGERING))
         return interest | PL_READ; /* to discard: a peer that only writes would never read our end */
     return conn_is_reading(c) && !(flags & CONN_DRAIN) ? interest | PL_READ : interest;
 }
 
-int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, size_t len,
-               int framed)
+/* Take what the kernel took off the front of the spans. */
+static void skip(struct span *spans, int n, size_t taken)
+{
+    for (int i = 0; i < n && taken; i++) {
+        size_t len = taken < spans[i].len ? taken : spans[i].len;
+        spans[i].data += len;
+        spans[i].len -= len;
+        taken -= len;
+    }
+}
+
+/* Offer a large message to the kernel from where it lies. 1: it took all; 0: what is left in the spans is to be
+ * queued; PL_E_INCOMPLETE: so it is, and the rest must not be lost. */
+static int send_at_once(struct conn *c, struct span *spans, int n, size_t len)
+{
+    struct iovec iov[3];
+    for (int i = 0; i < n; i++)
+        iov[i] = (struct iovec){(void *)(uintptr_t)spans[i].data, spans[i].len};
+    int64_t taken = sock_send(c->fd, iov, n, conn_is(c, PL_PIPE));
+    if (taken < 0)
+        return 0; /* the flush finds it again, or the room */
+    c->group->counters->bytes_out += (uint64_t)taken;
+    if ((size_t)taken == len)
+        return 1;
+    skip(spans, n, (size_t)taken);
+    c->flags |= CONN_BLOCKED;
+    return taken ? PL_E_INCOMPLETE : 0;
+}
+
+static int queue_spans(struct conn *c, struct chunk_pool *pool, struct span *spans, int n)
+{
+    size_t len = 0;
+    for (int i = 0; i < n; i++)
+        len += spans[i].len;
+    int began = 0;
+    if (len >= AT_ONCE_BYTES && !c->out.len && !(c->flags & CONN_BLOCKED))
+        began = send_at_once(c, spans, n, len);
+    if (began == 1)
+        return 0;
+    int rc = queue_push(&c->out, pool, spans, n);
+    return rc < 0 && began < 0 ? began : rc;
+}
+
+int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, size_t len, int framed)
 {
     const struct pl_framing *framing = &c->group->options.framing;
     struct pl_wrap wrap;
@@ -56,7 +102,7 @@ int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, siz
         spans[2] = (struct span){wrap.tail, wrap.tail_len};
         n = 3;
     }
-    return queue_push(&c->out, pool, spans, n);
+    return queue_spans(c, pool, spans, n);
 }
 
 int conn_queue_mapped(struct conn *c, struct chunk_pool *pool, struct pl_mapping *m, size_t start,
@@ -77,7 +123,7 @@ int conn_flush(struct conn *c, struct chunk_pool *pool, int64_t now)
 {
     while (c->out.len) {
         size_t sent;
-        int rc = out_send(&c->out, pool, c->fd, &sent);
+        int rc = out_send(&c->out, pool, c->fd, conn_is(c, PL_PIPE), &sent);
         if (rc < 0)
             return rc;
         if (sent > 0) {
@@ -95,7 +141,7 @@ int conn_flush(struct conn *c, struct chunk_pool *pool, int64_t now)
 
 int64_t conn_receive(struct conn *c, uint8_t *data, size_t len)
 {
-    int64_t n = sock_receive(c->fd, data, len);
+    int64_t n = conn_is(c, PL_PIPE) ? sock_read(c->fd, data, len) : sock_receive(c->fd, data, len);
     if (n > 0)
         c->group->counters->bytes_in += (uint64_t)n;
     if (n == 0)

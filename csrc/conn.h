@@ -29,7 +29,9 @@ enum conn_flag {
     CONN_LINGERING = 1 << 14,  /* flushed and shut; input is discarded until the peer's end */
     CONN_DEAD = 1 << 15,       /* the fd is closed; PL_EV_LOST is due */
     CONN_IN_FLUSH = 1 << 16,   /* member of the loop's flush list */
-    CONN_IN_PENDING = 1 << 17  /* member of the loop's pending list */
+    CONN_IN_PENDING = 1 << 17, /* member of the loop's pending list */
+    CONN_READINESS = 1 << 18,  /* pl_conn_readiness: input is told, not received */
+    CONN_LENT = 1 << 19        /* PL_BORROWED, and the caller has the fd: it closes it */
 };
 
 enum yield {
@@ -87,6 +89,11 @@ void conn_free(struct conn *c, struct chunk_pool *pool);         /* frees what i
 /* PL_READ | PL_WRITE as its state wants them. */
 uint32_t conn_interest(const struct conn *c);
 
+static inline int conn_is(const struct conn *c, enum pl_flag flag)
+{
+    return (c->group->options.flags & (uint32_t)flag) != 0;
+}
+
 /* May messages be cut and delivered now? */
 static inline int conn_is_reading(const struct conn *c)
 {
@@ -94,7 +101,9 @@ static inline int conn_is_reading(const struct conn *c)
                          CONN_LINGERING | CONN_DEAD));
 }
 
-/* Queue one message: framed by the group's framing, or as it is. 0; -ENOMEM; pl_framing_wrap's PL_E_*. */
+/* Queue one message: framed by the group's framing, or as it is. A large one goes to the kernel at once as far as
+ * it takes it (CONN_BLOCKED: not all), which errors only put off to the next flush. 0; -ENOMEM; pl_framing_wrap's
+ * PL_E_*; PL_E_INCOMPLETE: no memory for the rest of what the kernel began to take. */
 int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, size_t len,
                int framed);
 

@@ -197,13 +197,17 @@ static void receive_behind(struct pl_loop *loop, struct conn *c)
 
 static void receive(struct pl_loop *loop, struct conn *c)
 {
-    if (c->group->options.flags & PL_TLS)
+    if (conn_is(c, PL_WRITE_ONLY))
+        conn_kill(loop, c, c->out.len ? -EPIPE : 0);
+    else if (c->flags & CONN_READINESS)
+        batch_push(&loop->batch, PL_EV_READABLE, c->id);
+    else if (conn_is(c, PL_TLS))
         receive_cipher(loop, c);
     else if (buf_len(&c->in) <= SMALL_REST_BYTES)
         receive_arena(loop, c);
     else
         receive_behind(loop, c);
-    if (c->flags & CONN_PEER_EOF && !(c->group->options.flags & PL_TLS))
+    if (c->flags & CONN_PEER_EOF && !conn_is(c, PL_TLS))
         c->flags |= CONN_EOF;
 }
 
@@ -228,7 +232,7 @@ static void gather_input(struct pl_loop *loop, struct conn *c, uint32_t mask)
     } else if ((mask & PL_READ || last) && !(c->flags & (CONN_PEER_EOF | CONN_DRAINED))) {
         c->flags |= last ? CONN_DRAINED : 0;
         receive(loop, c);
-        if (last && c->group->options.flags & PL_TLS) {
+        if (last && conn_is(c, PL_TLS)) {
             conn_pend(loop, c); /* what was received is decrypted first */
             return;
         }
@@ -249,9 +253,12 @@ static void gather_conn(struct pl_loop *loop, struct conn *c, uint32_t mask)
     c->cut_end = NULL;
     if (mask & PL_WRITE && c->flags & CONN_BLOCKED)
         conn_push_out(loop, c);
-    if (c->flags & CONN_RESUME && !(c->flags & (CONN_CLOSING | CONN_LINGERING | CONN_DEAD))) {
+    uint32_t deaf = CONN_LINGERING | CONN_DEAD | (conn_is(c, PL_BORROWED) ? 0 : CONN_CLOSING);
+    if (c->flags & CONN_RESUME && !(c->flags & deaf)) {
         c->flags &= ~(uint32_t)CONN_RESUME;
         batch_push(&loop->batch, PL_EV_RESUME, c->id);
+        if (c->flags & CONN_CLOSING)
+            conn_mark_flush(loop, c); /* which ends it, if nothing is added */
     }
     if (c->flags & (CONN_CLOSING | CONN_LINGERING)) {
         if (mask & PL_READ && !(c->flags & (CONN_PEER_EOF | CONN_DEAD)))

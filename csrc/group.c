@@ -208,6 +208,13 @@ void accepting_resume(struct pl_loop *loop)
     update_listeners(loop);
 }
 
+void group_add(struct group *g)
+{
+    g->conns++;
+    g->records++;
+    g->counters->open++;
+}
+
 void group_release(struct pl_loop *loop, struct group *g)
 {
     g->conns--;

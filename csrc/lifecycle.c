@@ -23,10 +23,8 @@ int conn_adopt(struct pl_loop *loop, struct group *g, int fd, uint64_t *id)
         goto forget_fd;
     if (g->options.flags & PL_NODELAY)
         sock_set_nodelay(fd); /* a peer that is gone already is told later */
-    g->conns++;
-    g->records++;
+    group_add(g);
     g->counters->accepted++;
-    g->counters->open++;
     *id = c->id;
     return 0;
 
@@ -58,7 +56,8 @@ void conn_kill(struct pl_loop *loop, struct conn *c, int reason)
         return;
     watch_forget(loop, c->fd);
     deadline_disarm(&loop->deadlines, c);
-    sock_close(c->fd);
+    if (!(c->flags & CONN_LENT))
+        sock_close(c->fd);
     c->fd = -1;
     c->flags |= CONN_DEAD;
     c->reason = reason;
@@ -70,7 +69,8 @@ void conn_kill(struct pl_loop *loop, struct conn *c, int reason)
 void conn_abort(struct pl_loop *loop, struct conn *c, int reason)
 {
     c->group->counters->aborts++;
-    sock_reset_on_close(c->fd);
+    if (!conn_is(c, PL_BORROWED))
+        sock_reset_on_close(c->fd);
     conn_kill(loop, c, reason);
 }
 
@@ -86,9 +86,14 @@ void conn_update(struct pl_loop *loop, struct conn *c)
 /* All output is with the kernel: what was waiting for that? */
 static void on_flushed(struct pl_loop *loop, struct conn *c)
 {
+    bool closing = c->flags & CONN_CLOSING;
+    if (closing && conn_is(c, PL_BORROWED)) {
+        if (!(c->flags & CONN_RESUME)) /* else there may be more to send: TLS's own end, say */
+            conn_kill(loop, c, 0);
+        return;
+    }
     if (!(c->flags & CONN_SHUT) || c->flags & CONN_LINGERING)
         return;
-    bool closing = c->flags & CONN_CLOSING;
     if (closing && c->flags & CONN_PEER_EOF) {
         conn_kill(loop, c, 0); /* no unread input is left: close() resets nobody */
         return;
@@ -143,7 +148,9 @@ void conn_finish(struct pl_loop *loop, struct conn *c)
 {
     if (c->flags & (CONN_CLOSING | CONN_DEAD))
         return;
-    c->flags |= CONN_CLOSING | CONN_SHUT;
+    c->flags |= CONN_CLOSING;
+    if (!conn_is(c, PL_BORROWED) || !c->out.len)
+        c->flags |= CONN_SHUT;
     c->since_ns = loop->now;
     if (deadline_arm(&loop->deadlines, c) < 0) {
         conn_kill(loop, c, -ENOMEM);

@@ -215,7 +215,7 @@ static void free_conns(struct pl_loop *loop)
         struct conn *c = loop->table.slots[i].conn;
         if (!c)
             continue;
-        if (c->fd >= 0)
+        if (c->fd >= 0 && !(c->flags & CONN_LENT))
             sock_close(c->fd);
         conn_free(c, &loop->pool);
     }

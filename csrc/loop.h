@@ -1,7 +1,8 @@
 /* loop.h -- the record that the files of the loop share, and what they call of each other:
  *
  *     loop.c       the tick, and the making and guarding of a loop
- *     api.c        calls by id
+ *     lent.c       calls by id, of asyncio's transports
+ *     api.c        calls by id, of all
  *     gather.c     readiness -> events        accept.c     who calls
  *     lifecycle.c  how a conn comes and goes  group.c      groups and listeners
  *     watch.c      who wants what of which fd
@@ -91,6 +92,9 @@ struct pl_loop {
 int loop_guard(const struct pl_loop *loop);
 static inline bool loop_is_foreign(const struct pl_loop *loop) { return !*loop->mark; }
 
+/* api.c: the conn of a live id, or NULL and the reason in *rc. */
+struct conn *conn_find(struct pl_loop *loop, uint64_t id, int *rc);
+
 /* watch.c: set who owns `fd` and what it wants; moves `auto` to another poller when it must. 0 or -errno, as
  * pl_watch. Interest 0 with OWNER_NONE forgets the fd and never fails. */
 int watch_set(struct pl_loop *loop, int fd, enum owner owner, uint32_t index, uint32_t interest);
@@ -98,6 +102,7 @@ void watch_forget(struct pl_loop *loop, int fd);
 
 /* group.c */
 struct group *group_get(const struct pl_loop *loop, int64_t number); /* NULL: none */
+void group_add(struct group *g);                                     /* one more of both */
 void group_release(struct pl_loop *loop, struct group *g);           /* one open fd fewer */
 void group_forget(struct pl_loop *loop, struct group *g);            /* one record fewer; may free it */
 void group_pause(struct pl_loop *loop, struct group *g, bool full);  /* its listeners, at max_connections */

@@ -27,7 +27,7 @@ static int is_whole(const struct queue *q, int n)
     return 1;
 }
 
-int out_send(struct queue *q, struct chunk_pool *pool, int fd, size_t *sent)
+int out_send(struct queue *q, struct chunk_pool *pool, int fd, int is_pipe, size_t *sent)
 {
     struct iovec iov[IOV_PER_SEND];
     int n = queue_iov(q, iov, IOV_PER_SEND);
@@ -37,7 +37,7 @@ int out_send(struct queue *q, struct chunk_pool *pool, int fd, size_t *sent)
     *sent = 0;
     if (!is_whole(q, n))
         return PL_E_TRUNCATED;
-    int64_t taken = sock_send(fd, iov, n);
+    int64_t taken = sock_send(fd, iov, n, is_pipe);
     if (taken == -EFAULT || (taken > 0 && !is_whole(q, n)))
         return PL_E_TRUNCATED;
     if (taken < 0)
@@ -85,6 +85,6 @@ int pl_outbox_push_mapped(struct pl_outbox *box, const struct pl_wrap *wrap, str
 int64_t pl_outbox_send(struct pl_outbox *box, int fd)
 {
     size_t sent;
-    int rc = out_send(&box->queue, &box->pool, fd, &sent);
+    int rc = out_send(&box->queue, &box->pool, fd, 0, &sent);
     return rc < 0 ? rc : (int64_t)sent;
 }

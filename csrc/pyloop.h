@@ -87,8 +87,9 @@ enum pl_event_kind {
                            (-ERANGE: at or above FD_SETSIZE on select) */
     PL_EV_BADFD = 12,   /* watcher of fd `slot` dropped: closed behind the loop's back */
     PL_EV_SIGNAL = 13,  /* value is a signal number, from the wakeup fd */
-    PL_EV_ACCEPTED = 14 /* id is a connected, non-blocking fd, the caller's from now on, accepted for the
+    PL_EV_ACCEPTED = 14,/* id is a connected, non-blocking fd, the caller's from now on, accepted for the
                            PL_HAND_OVER group `value`; data..end is the peer's struct sockaddr */
+    PL_EV_READABLE = 15 /* pl_conn_readiness: call pl_conn_receive */
 };
 
 #define PL_EVENTS_MAX 4096 /* events in a batch, at most */
@@ -150,8 +151,13 @@ int pl_watch(struct pl_loop *loop, int fd, uint32_t interest);
 enum pl_flag {
     PL_NODELAY = 1, /* set TCP_NODELAY on accepted conns */
     PL_TLS = 2,     /* ciphertext: events are PL_EV_CIPHER, plaintext enters by pl_conn_feed */
-    PL_HAND_OVER = 4 /* accept only: the fds go to the caller by PL_EV_ACCEPTED, and count as conns of the
+    PL_HAND_OVER = 4,/* accept only: the fds go to the caller by PL_EV_ACCEPTED, and count as conns of the
                        group until pl_group_release */
+    PL_BORROWED = 8, /* a conn's fd is the caller's (an accepted one: from pl_conn_lend on), who closes it after
+                       PL_EV_LOST. Closing is no more than to let go of it once output is flushed, to which more may be
+                       added until then: no shutdown, no linger, no reset, no reading on */
+    PL_PIPE = 16,    /* conns are pipes or character devices: read(2) and writev(2). The caller ignores SIGPIPE */
+    PL_WRITE_ONLY = 32 /* readable means that nobody reads any more: PL_EV_LOST, -EPIPE if output is queued */
 };
 
 /* What the conns of one server, or one client conn, share. Copied by pl_group_new. */
@@ -193,12 +199,13 @@ int pl_group_share(struct pl_loop *loop, int group, const struct pl_page *page, 
 int pl_listener_open(struct pl_loop *loop, int group, int fd);
 int pl_listener_close(struct pl_loop *loop, int fd); /* 0 or -ENOENT */
 
-/* A conn over `fd`, a connected stream socket. On success the loop owns the fd, *id is
+/* A conn over `fd`, a connected stream socket. On success the loop owns the fd (PL_BORROWED: has the use of it), *id is
  * set, no PL_EV_OPEN follows. On failure the fd stays the caller's: -EINVAL, -ENOMEM, or as
  * pl_watch. */
 int pl_conn_open(struct pl_loop *loop, int group, int fd, uint64_t *id);
 
-/* Queue one framed message; it leaves in the next flush. 0; 1 when queued output has just
+/* Queue one framed message; it leaves in the next flush, or what is 64 KiB and more at once, as far as the kernel
+ * takes it, if nothing else is queued. 0; 1 when queued output has just
  * passed the high-water mark although the kernel was offered it (PL_EV_RESUME follows);
  * -EPIPE when the conn is closing (counted as dropped), -ESTALE when it is gone; PL_E_WRITE_LIMIT:
  * the conn is aborted; PL_E_TOO_LONG, PL_E_TERMINATOR, PL_E_RANGE, PL_E_SIZE, -ENOMEM: nothing was queued. */
@@ -219,12 +226,29 @@ int pl_conn_send_mapped(struct pl_loop *loop, uint64_t id, struct pl_mapping *m,
 int pl_conn_admit(struct pl_loop *loop, uint64_t id, size_t waiting);
 
 /* Close after flushing: shutdown(SHUT_WR), discard input until the peer's end of stream or
- * linger, close, PL_EV_LOST. Input not yet delivered is dropped. 0 or -ESTALE. */
+ * linger, close, PL_EV_LOST. Input not yet delivered is dropped. 0; -ESTALE; 1: let go in a forked child, and no event
+ * follows. */
 int pl_conn_close(struct pl_loop *loop, uint64_t id);
 
 /* Close now; queued output is lost and the peer is reset. PL_EV_LOST with `reason` (0, -errno,
- * PL_E_*) comes in the next batch. 0 or -ESTALE. */
+ * PL_E_*) comes in the next batch. As pl_conn_close. */
 int pl_conn_abort(struct pl_loop *loop, uint64_t id, int reason);
+
+/* The fd of a conn that was accepted for a PL_BORROWED group: the caller's from now on, if it was not already.
+ * The fd; -ESTALE; -EINVAL. */
+int pl_conn_lend(struct pl_loop *loop, uint64_t id);
+
+/* `only`: input is not received; PL_EV_READABLE says, with every tick, that there is some. What was held before
+ * comes as PL_EV_MESSAGE first. 0: receive again. 0 or -ESTALE. */
+int pl_conn_readiness(struct pl_loop *loop, uint64_t id, int only);
+
+/* One receive of a readiness conn, straight into data[0..len), len > 0. The count; 0 at end of stream, which no event
+ * tells again; -EAGAIN; -ESTALE; -errno, after which PL_EV_LOST tells it too. */
+int64_t pl_conn_receive(struct pl_loop *loop, uint64_t id, uint8_t *data, size_t len);
+
+/* Make it a conn of another group, with that one's marks and limits; flags and framing must be the same. 0; 1: more
+ * is queued than its high-water mark (PL_EV_RESUME follows); -ESTALE, -EINVAL. */
+int pl_conn_regroup(struct pl_loop *loop, uint64_t id, int group);
 
 /* Half-close: shutdown(SHUT_WR) once the queue is flushed; reading goes on. 0, -ESTALE, -EPIPE. */
 int pl_conn_shutdown(struct pl_loop *loop, uint64_t id);

@@ -1,10 +1,11 @@
 /* sock.c -- every socket system call of the core, each in a function of a few lines.
  *
  * Owns: how each errno of a socket call is read: retried, forgiven, or returned as -errno.
- * Does not know: what a conn, a poller or a byte means. No call here blocks: receive and send say
- * MSG_DONTWAIT, because O_NONBLOCK belongs to the open file description, and another process that
- * holds the same one (a parent's terminal, an inherited socket) can switch it off under us.
- * Source: accept(2), recv(2), sendmsg(2), fcntl(2), socket(7), tcp(7).
+ * Does not know: what a conn, a poller or a byte means. No call of a socket blocks: receive and send
+ * say MSG_DONTWAIT, because O_NONBLOCK belongs to the open file description, and another process that
+ * holds the same one (a parent's terminal, an inherited socket) can switch it off under us. Pipes have
+ * no such flag.
+ * Source: accept(2), recv(2), sendmsg(2), read(2), writev(2), fcntl(2), socket(7), tcp(7).
  */
 #include "sock.h"
 
@@ -109,16 +110,32 @@ int64_t sock_receive(int fd, uint8_t *data, size_t len)
     }
 }
 
-int64_t sock_send(int fd, const struct iovec *iov, int n)
+int64_t sock_read(int fd, uint8_t *data, size_t len)
+{
+    for (;;) {
+        ssize_t n = read(fd, data, len);
+        if (n >= 0)
+            return n;
+        if (errno != EINTR)
+            return -errno;
+    }
+}
+
+static ssize_t send_once(int fd, const struct iovec *iov, const struct msghdr *msg)
+{
+    int flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+    /* One piece is the common case, and send costs the kernel less than sendmsg. */
+    return msg->msg_iovlen == 1 ? send(fd, iov->iov_base, iov->iov_len, flags)
+                                : sendmsg(fd, msg, flags);
+}
+
+int64_t sock_send(int fd, const struct iovec *iov, int n, int is_pipe)
 {
     struct msghdr msg = {0};
     msg.msg_iov = (struct iovec *)iov; /* sendmsg only reads it; the type is shared with recvmsg */
     msg.msg_iovlen = (size_t)n;
-    int flags = MSG_NOSIGNAL | MSG_DONTWAIT;
     for (;;) {
-        /* One piece is the common case, and send costs the kernel less than sendmsg. */
-        ssize_t sent = n == 1 ? send(fd, iov->iov_base, iov->iov_len, flags)
-                              : sendmsg(fd, &msg, flags);
+        ssize_t sent = is_pipe ? writev(fd, iov, n) : send_once(fd, iov, &msg);
         if (sent >= 0)
             return sent;
         if (errno != EINTR)

@@ -17,7 +17,10 @@ int sock_is_nonblocking(int fd);          /* 1 or 0 */
 int sock_accept(int fd, struct sockaddr_storage *addr, socklen_t *addr_len);
 
 int64_t sock_receive(int fd, uint8_t *data, size_t len);            /* 0: end of stream */
-int64_t sock_send(int fd, const struct iovec *iov, int n);          /* one send or sendmsg, MSG_NOSIGNAL */
+int64_t sock_read(int fd, uint8_t *data, size_t len);               /* the same from a pipe */
+
+/* One send or sendmsg, MSG_NOSIGNAL; of a pipe, which must be O_NONBLOCK, writev. */
+int64_t sock_send(int fd, const struct iovec *iov, int n, int is_pipe);
 int sock_shutdown_write(int fd);
 int sock_set_nodelay(int fd); /* -EOPNOTSUPP and its kin for what is no TCP socket: 0 */
 void sock_reset_on_close(int fd); /* SO_LINGER 0: close sends a reset */

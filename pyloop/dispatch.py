@@ -47,7 +47,7 @@ class Dispatch:
         self._view = memoryview(ffi.buffer(self._raw, _BATCH_BYTES))
         self._count = 0
         self._events: Iterator[tuple[Any, ...]] = iter(())
-        self._others: list[Callable[[int, int, int], None]] = [self._nothing] * 16
+        self._others: list[Callable[[int, int, int], None]] = [self._nothing] * 32
         for kind, method in (
             (lib.PL_EV_READ, self._readable),
             (lib.PL_EV_WRITE, self._writable),
@@ -62,6 +62,7 @@ class Dispatch:
             (lib.PL_EV_BADFD, self._bad_fd),
             (lib.PL_EV_SIGNAL, self._signal),
             (lib.PL_EV_ACCEPTED, self._accepted),
+            (lib.PL_EV_READABLE, self._readable_conn),
         ):
             self._others[kind] = method
 
@@ -116,7 +117,8 @@ class Dispatch:
         connections, self.connections = self.connections, []
         foreign = is_foreign(self.ptr)
         for conn in filter(None, connections):
-            if foreign:  # they are the parent's, and its handlers will hear of their ends
+            # Those of a parent hear of their ends there; asyncio's transports warn when collected.
+            if foreign or not isinstance(conn, Connection):
                 conn._forget()
                 continue
             with contextlib.suppress(RuntimeError):  # tasks cannot be woken on a closed loop
@@ -171,6 +173,11 @@ class Dispatch:
         conn = self.connections[slot]
         if conn is not None:
             conn._faulted(self._raw[self._index()].value)
+
+    def _readable_conn(self, slot: int, start: int, end: int) -> None:
+        conn: Any = self.connections[slot]
+        if conn is not None:
+            conn._readable()
 
     def _resume(self, slot: int, start: int, end: int) -> None:
         conn = self.connections[slot]

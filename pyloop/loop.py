@@ -20,6 +20,8 @@ from pyloop.core import check, failure, ffi, is_foreign, lib
 from pyloop.dispatch import Dispatch
 from pyloop.page import Page
 from pyloop.stats import LoopStats, loop_stats
+from pyloop.streams import Acceptor, Streams
+from pyloop.transports import Groups
 
 __all__ = ["Loop", "new_event_loop", "running_loop"]
 
@@ -178,7 +180,7 @@ class _WakeupFd:
         return self._fd
 
 
-class Loop(asyncio.SelectorEventLoop):
+class Loop(Streams, asyncio.SelectorEventLoop):
     """An asyncio event loop whose waiting, and whose native connections, are pyloop's C core.
 
     Args:
@@ -203,6 +205,8 @@ class Loop(asyncio.SelectorEventLoop):
         except BaseException:
             self._core.close()
             raise
+        self._groups = Groups(self._core.ptr)
+        self._acceptors: dict[int, Acceptor] = {}
         _loops.add(self)
         dispatch = self._core.dispatch
         dispatch._ready = self._fd_ready

@@ -40,12 +40,13 @@ PYTHON_LEVELS = """
     acceptor
     forking
     channel rings turns loop
+    streams
     dispatch transports tls handlers
     served_tls
     served
     outlet
     blocking connection stats
-    inbox outbox logs
+    inbox outbox logs tls_protocol
     protocol
     supervision slots
     shared_lock semaphore
@@ -53,13 +54,13 @@ PYTHON_LEVELS = """
     memory mapped lowlevel options framing listening
     waiting page mapping
     core
-    _core errors address
+    _core errors address seams
 """
 PYTHON_ORDER = {name: place for place, name in enumerate(PYTHON_LEVELS.split())}
 
 # C: which of our headers a file (its .c and its .h) may include, besides pyloop.h and its own.
 # loop.h is the record that the files of the loop level share; below them nobody sees it.
-LOOP_LEVEL = ["loop", "api", "gather", "accept", "lifecycle", "group", "watch"]
+LOOP_LEVEL = ["loop", "lent", "api", "gather", "accept", "lifecycle", "group", "watch"]
 UNDER_LOOP = {"deadline", "listener", "conn", "batch", "table", "wake", "poller", "sock"}
 C_ARROWS: dict[str, set[str]] = {
     **{name: {"loop", "frame", "buf", "mapping"} | UNDER_LOOP for name in LOOP_LEVEL},

@@ -281,7 +281,7 @@ static int let_go_in_child(int group, int listener, int pipe_fd)
     bad |= pl_watch(loop, pipe_fd, PL_READ) != PL_E_FORKED || pl_loop_enter(loop) != PL_E_FORKED;
     bad |= pl_conn_hold(loop, 0) != PL_E_FORKED || pl_loop_flush(loop) != PL_E_FORKED;
     bad |= pl_watch(loop, pipe_fd, 0) != 0 || pl_listener_close(loop, listener) != 0;
-    bad |= pl_conn_close(loop, shared_id) != 0 || pl_conn_close(loop, shared_id) != -ESTALE;
+    bad |= pl_conn_close(loop, shared_id) != 1 || pl_conn_close(loop, shared_id) != -ESTALE;
     bad |= pl_group_free(loop, group) != 0;
     return bad || pl_loop_free(loop) != 0;
 }

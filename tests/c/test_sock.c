@@ -45,7 +45,7 @@ static void wait_readable(int fd)
 static int64_t send_text(int fd, const char *text)
 {
     struct iovec iov = {.iov_base = (char *)(uintptr_t)text, .iov_len = strlen(text)};
-    return sock_send(fd, &iov, 1);
+    return sock_send(fd, &iov, 1, 0);
 }
 
 static void test_nonblocking_is_switched_on_and_off(void)
@@ -135,7 +135,7 @@ static void check_stream(const int fds[2])
     uint8_t data[16];
     struct iovec iov[3] = {{"one", 3}, {"", 0}, {"two", 3}};
     CHECK(sock_receive(fds[0], data, sizeof data) == -EAGAIN); /* although the fd may block */
-    CHECK(sock_send(fds[1], iov, 3) == 6);
+    CHECK(sock_send(fds[1], iov, 3, 0) == 6);
     wait_readable(fds[0]);
     CHECK(sock_receive(fds[0], data, 4) == 4 && memcmp(data, "onet", 4) == 0);
     CHECK(sock_receive(fds[0], data, sizeof data) == 2 && memcmp(data, "wo", 2) == 0);
@@ -180,11 +180,11 @@ static void test_send_to_a_full_peer_is_eagain(void)
     int fds[2];
     int64_t n;
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0);
-    while ((n = sock_send(fds[0], &iov, 1)) > 0)
+    while ((n = sock_send(fds[0], &iov, 1, 0)) > 0)
         ;
     CHECK(n == -EAGAIN && sock_is_nonblocking(fds[0]) == 0);
     close_both(fds);
-    CHECK(sock_send(fds[0], &iov, 1) == -EBADF);
+    CHECK(sock_send(fds[0], &iov, 1, 0) == -EBADF);
     CHECK(sock_receive(fds[0], block, 1) == -EBADF);
     CHECK(sock_shutdown_write(fds[0]) == -EBADF);
 }

@@ -1,0 +1,68 @@
+/* lent.c -- what only a conn is asked for whose socket has another owner: asyncio's transports. */
+#include <errno.h>
+
+#include "loop.h"
+
+int pl_conn_lend(struct pl_loop *loop, uint64_t id)
+{
+    int rc;
+    struct conn *c = conn_find(loop, id, &rc);
+    if (!c)
+        return rc;
+    if (!conn_is(c, PL_BORROWED))
+        return -EINVAL;
+    c->flags |= CONN_LENT;
+    return c->fd;
+}
+
+int pl_conn_readiness(struct pl_loop *loop, uint64_t id, int only)
+{
+    int rc;
+    struct conn *c = conn_find(loop, id, &rc);
+    if (c)
+        c->flags = only ? c->flags | CONN_READINESS : c->flags & ~(uint32_t)CONN_READINESS;
+    return rc;
+}
+
+int64_t pl_conn_receive(struct pl_loop *loop, uint64_t id, uint8_t *data, size_t len)
+{
+    int rc;
+    struct conn *c = conn_find(loop, id, &rc);
+    if (!c)
+        return rc;
+    int64_t n = conn_receive(c, data, len);
+    if (n > 0)
+        c->active_ns = loop->now;
+    else if (n < 0 && n != -EAGAIN)
+        conn_kill(loop, c, (int)n);
+    if (n == 0) {
+        c->flags |= CONN_EOF | CONN_EOF_TOLD;
+        conn_update(loop, c);
+    }
+    return n;
+}
+
+int pl_conn_regroup(struct pl_loop *loop, uint64_t id, int group)
+{
+    int rc;
+    struct conn *c = conn_find(loop, id, &rc);
+    if (!c)
+        return rc;
+    struct group *from = c->group, *to = group_get(loop, group);
+    if (!to || to->options.flags != from->options.flags ||
+        to->options.framing.kind != from->options.framing.kind)
+        return -EINVAL;
+    group_add(to);
+    c->group = to;
+    group_release(loop, from);
+    group_forget(loop, from);
+    if (c->out.len > to->options.high_water) {
+        c->flags |= CONN_ABOVE;
+        return 1;
+    }
+    if (c->flags & CONN_ABOVE && c->out.len <= to->options.low_water) {
+        c->flags = (c->flags & ~(uint32_t)CONN_ABOVE) | CONN_RESUME;
+        conn_pend(loop, c);
+    }
+    return 0;
+}

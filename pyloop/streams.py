@@ -1,0 +1,301 @@
+"""Stream sockets of the asyncio face: their transports, who accepts them, Loop's way to both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import os
+import socket
+from asyncio import trsock
+from typing import Any
+
+from pyloop.address import decode_sockaddr
+from pyloop.core import ffi, lib
+from pyloop.seams import SendfileMode, attach, detach
+from pyloop.tls_protocol import TLSProtocol
+from pyloop.transports import LOST, NOBODY, CoreTransport
+
+__all__ = ["Acceptor", "StreamTransport", "Streams"]
+
+
+class StreamTransport(CoreTransport):
+    """The transport of a TCP or Unix stream socket.
+
+    Its socket object owns the fd; get_extra_info() gives "socket", "sockname" and "peername", also
+    when the transport is closed.
+    """
+
+    __slots__ = ("_peer", "_sending", "_server", "_sockname")
+
+    _flags = lib.PL_NODELAY
+    _start_tls_compatible = True
+    _sendfile_compatible = SendfileMode.TRY_NATIVE
+
+    def __init__(
+        self,
+        loop: Any,
+        sock: socket.socket,
+        protocol: Any,
+        *,
+        peer: Any = None,
+        server: Any = None,
+        extra: dict[str, Any] | None = None,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        self._peer = peer  # an address, or what accept gave
+        self._sockname: Any = None
+        self._sending: Any = None  # a Future, then a socket, while sendfile is in progress
+        self._server = server
+        super().__init__(loop, sock, protocol, extra, context)
+        if server is not None:
+            attach(server, self)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return "socket", "sockname", "peername", or what else is known about it."""
+        if self._extra is not None and name in self._extra:
+            return self._extra[name]
+        if name == "socket":
+            return trsock.TransportSocket(self._file)
+        if name == "sockname":
+            self._learn_sockname()
+            return self._sockname
+        if name == "peername":
+            if type(self._peer) is bytes and self._file.family in _DECODED:
+                self._peer = decode_sockaddr(self._peer)
+            return self._peer
+        return default
+
+    def _learn_sockname(self) -> None:
+        if self._sockname is None:
+            with contextlib.suppress(OSError):
+                self._sockname = self._file.getsockname()
+
+    def write_eof(self) -> None:
+        """Half-close: after what is queued the peer sees end of stream; reading goes on."""
+        lib.pl_conn_shutdown(self._ptr, self._id)
+
+    # ---- its end ----
+
+    def _lost(self, reason: int) -> None:
+        sending, self._sending = self._sending, None
+        if isinstance(sending, socket.socket):
+            with contextlib.suppress(OSError):  # ends the sendfile as well
+                sending.shutdown(socket.SHUT_RDWR)
+        elif sending is not None and not sending.done():
+            sending.set_exception(ConnectionError("Connection is closed by peer"))
+        super()._lost(reason)
+
+    def _let_go(self) -> None:
+        self._learn_sockname()
+        self._file.close()
+        server, self._server = self._server, None
+        if server is not None:
+            detach(server, self)
+
+    # ---- sendfile ----
+
+    async def _begin_sendfile(self) -> socket.socket:
+        """Let what is queued leave, and refuse writes from now on. Returns a copy of the socket."""
+        if self._sending is not None:
+            raise RuntimeError("unable to sendfile; another one is in progress")
+        self._write_id = NOBODY
+        self._sending = self._loop.create_future()
+        if self._set_marks(0, 0) == 0:
+            self._sending.set_result(None)
+        try:
+            await self._sending
+        except BaseException:
+            self._end_sendfile()
+            raise
+        copy: socket.socket = self._file.dup()  # which the loop may wait for
+        self._sending = copy
+        return copy
+
+    def _end_sendfile(self) -> None:
+        self._sending = None
+        if not self._gate & LOST:
+            self._write_id = self._id
+            self._set_marks(self._high_water, self._low_water)
+
+    def _resume_writing(self) -> None:
+        if isinstance(self._sending, asyncio.Future) and not self._sending.done():
+            self._sending.set_result(None)
+        super()._resume_writing()
+
+
+_DECODED = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
+
+
+class Acceptor:
+    """Makes transports of the conns that the core accepts on one listening socket."""
+
+    def __init__(self, loop: Any, sock: socket.socket, factory: Any, server: Any, tls: Any) -> None:
+        self.loop, self.factory, self.server = loop, factory, server
+        self.tls = tls  # the arguments of _make_tls_protocol, or None
+        self.family, self.proto = sock.family, sock.proto
+        self.context = contextvars.copy_context()
+        self._core = loop._core
+        self._group = loop._groups.make_default(lib.PL_NODELAY)
+        self._fd = sock.fileno()
+        code = lib.pl_listener_open(self._core.ptr, self._group, self._fd)
+        try:
+            self._core.check_fd(code, self._fd)
+        except BaseException:
+            lib.pl_group_free(self._core.ptr, self._group)
+            raise
+        self._core.dispatch.owners[self._group] = self
+
+    def accepted(self, ident: int, peer: bytes) -> None:
+        """Called by dispatch: a conn that has not been told to anybody."""
+        fd = lib.pl_conn_lend(self._core.ptr, ident)
+        kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+        sock = socket.socket(self.family, kind, self.proto, fileno=fd)
+        context = self.context.copy()
+        protocol = None
+        try:
+            protocol = context.run(self.factory)
+            wire: Any = protocol
+            if self.tls is not None:
+                wire = context.run(self.loop._make_tls_protocol, protocol, *self.tls)
+            transport = StreamTransport(
+                self.loop, sock, wire, peer=peer, server=self.server, context=context
+            )
+        except (SystemExit, KeyboardInterrupt):
+            self._refuse(ident, sock)
+            raise
+        except BaseException as exc:
+            self._refuse(ident, sock)
+            self._report("Error on transport creation for incoming connection", exc, protocol)
+            return
+        transport._enter(self._core, ident)
+        try:
+            context.run(wire.connection_made, transport)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._report("Exception in protocol.connection_made()", exc, protocol)
+
+    def _refuse(self, ident: int, sock: socket.socket) -> None:
+        self._core.dispatch.add(ident, None)
+        lib.pl_conn_abort(self._core.ptr, ident, 0)
+        sock.close()
+
+    def _report(self, message: str, exc: BaseException, protocol: Any) -> None:
+        context = {"message": message, "exception": exc}
+        if protocol is not None:
+            context["protocol"] = protocol
+        self.loop.call_exception_handler(context)
+
+    def refused(self, code: int) -> None:
+        """Called by dispatch: the core could not watch a conn and has closed it."""
+        exc = OSError(-code, os.strerror(-code))
+        self._report("socket.accept() out of system resource", exc, None)
+
+    def close(self) -> None:
+        """Accept no more. The listening socket stays its owner's."""
+        if self._core.ptr != ffi.NULL:
+            self._core.dispatch.owners.pop(self._group, None)
+            lib.pl_listener_close(self._core.ptr, self._fd)
+            lib.pl_group_free(self._core.ptr, self._group)
+
+    def cut_off(self) -> None:
+        """Called by dispatch: the core is about to be freed."""
+
+
+class Streams:
+    """The part of Loop that makes stream transports, and servers of them."""
+
+    _core: Any
+    _acceptors: dict[int, Acceptor]
+
+    def _make_socket_transport(
+        self,
+        sock: socket.socket,
+        protocol: Any,
+        waiter: Any = None,
+        *,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+        **_ignored: Any,
+    ) -> StreamTransport:
+        peer = None
+        if extra is None or "peername" not in extra:
+            with contextlib.suppress(OSError):
+                peer = sock.getpeername()
+        transport = StreamTransport(self, sock, protocol, peer=peer, server=server, extra=extra)
+        self.call_soon(transport._begin, waiter, context=transport._context)  # type: ignore[attr-defined]
+        return transport
+
+    def _make_ssl_transport(
+        self,
+        rawsock: socket.socket,
+        protocol: Any,
+        sslcontext: Any,
+        waiter: Any = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+        **_ignored: Any,
+    ) -> Any:
+        wire = TLSProtocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        self._make_socket_transport(rawsock, wire, extra=extra, server=server)
+        return wire._app_transport
+
+    def _make_tls_protocol(self, protocol: Any, context: Any, handshake: Any, end: Any) -> Any:
+        return TLSProtocol(
+            self,
+            protocol,
+            context,
+            None,
+            True,
+            ssl_handshake_timeout=handshake,
+            ssl_shutdown_timeout=end,
+        )
+
+    def _start_serving(
+        self,
+        protocol_factory: Any,
+        sock: socket.socket,
+        sslcontext: Any = None,
+        server: Any = None,
+        backlog: int = 100,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+        **_ignored: Any,
+    ) -> None:
+        tls = (sslcontext, ssl_handshake_timeout, ssl_shutdown_timeout) if sslcontext else None
+        acceptor = Acceptor(self, sock, protocol_factory, server, tls)
+        self._acceptors[sock.fileno()] = acceptor
+
+    def _stop_serving(self, sock: socket.socket) -> None:
+        acceptor = self._acceptors.pop(sock.fileno(), None)
+        if acceptor is not None:
+            acceptor.close()
+        super()._stop_serving(sock)  # type: ignore[misc]
+
+    async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int) -> int:
+        resume = transp.is_reading()
+        transp.pause_reading()
+        try:
+            with await transp._begin_sendfile() as sock:
+                try:
+                    return await self.sock_sendfile(sock, file, offset, count, fallback=False)  # type: ignore[attr-defined,no-any-return]
+                finally:
+                    transp._end_sendfile()
+        finally:
+            if resume:
+                transp.resume_reading()
