@@ -4,6 +4,7 @@
 #include "conn.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdlib.h>
 
 #include "out.h"
@@ -79,7 +80,8 @@ static int queue_spans(struct conn *c, struct chunk_pool *pool, struct span *spa
     for (int i = 0; i < n; i++)
         len += spans[i].len;
     int began = 0;
-    if (len >= AT_ONCE_BYTES && !c->out.len && !(c->flags & CONN_BLOCKED))
+    bool at_once = len >= AT_ONCE_BYTES || conn_is(c, PL_PIPE);
+    if (at_once && !c->out.len && !(c->flags & CONN_BLOCKED))
         began = send_at_once(c, spans, n, len);
     if (began == 1)
         return 0;

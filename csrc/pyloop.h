@@ -156,7 +156,8 @@ enum pl_flag {
     PL_BORROWED = 8, /* a conn's fd is the caller's (an accepted one: from pl_conn_lend on), who closes it after
                        PL_EV_LOST. Closing is no more than to let go of it once output is flushed, to which more may be
                        added until then: no shutdown, no linger, no reset, no reading on */
-    PL_PIPE = 16,    /* conns are pipes or character devices: read(2) and writev(2). The caller ignores SIGPIPE */
+    PL_PIPE = 16,    /* conns are pipes or character devices: read(2) and writev(2), the latter at once if nothing is
+                       queued, since who reads may be the caller itself. The caller ignores SIGPIPE */
     PL_WRITE_ONLY = 32 /* readable means that nobody reads any more: PL_EV_LOST, -EPIPE if output is queued */
 };
 

@@ -19,6 +19,7 @@ from typing import Any
 from pyloop.core import check, failure, ffi, is_foreign, lib
 from pyloop.dispatch import Dispatch
 from pyloop.page import Page
+from pyloop.pipes import Pipes
 from pyloop.stats import LoopStats, loop_stats
 from pyloop.streams import Acceptor, Streams
 from pyloop.transports import Groups
@@ -180,7 +181,7 @@ class _WakeupFd:
         return self._fd
 
 
-class Loop(Streams, asyncio.SelectorEventLoop):
+class Loop(Streams, Pipes, asyncio.SelectorEventLoop):
     """An asyncio event loop whose waiting, and whose native connections, are pyloop's C core.
 
     Args:

@@ -131,7 +131,11 @@ class CoreTransport(FlowControlMixin):
             return f"<{type(self).__name__} closed>"
         state = "closing" if self._gate & CLOSED else "paused" if self._gate else "open"
         size = self.get_write_buffer_size()
-        return f"<{type(self).__name__} {state} fd={self._file.fileno()} write=<bufsize={size}>>"
+        try:
+            fd = self._file.fileno()
+        except ValueError:  # closed by somebody else
+            fd = -1
+        return f"<{type(self).__name__} {state} fd={fd} write=<bufsize={size}>>"
 
     # ---- its beginning ----
 

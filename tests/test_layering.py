@@ -40,7 +40,7 @@ PYTHON_LEVELS = """
     acceptor
     forking
     channel rings turns loop
-    streams
+    streams pipes
     dispatch transports tls handlers
     served_tls
     served
