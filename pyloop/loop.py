@@ -18,11 +18,11 @@ from typing import Any
 
 from pyloop.core import check, failure, ffi, is_foreign, lib
 from pyloop.dispatch import Dispatch
+from pyloop.groups import Groups
 from pyloop.page import Page
 from pyloop.pipes import Pipes
 from pyloop.stats import LoopStats, loop_stats
 from pyloop.streams import Acceptor, Streams
-from pyloop.transports import Groups
 
 __all__ = ["Loop", "new_event_loop", "running_loop"]
 

@@ -17,8 +17,8 @@ import warnings
 from types import MethodType
 from typing import Any
 
-from pyloop.core import check, failure, ffi, lib
-from pyloop.framing import Raw
+from pyloop.core import failure, ffi, lib
+from pyloop.groups import MARKS
 from pyloop.inbox import CLOSED, PAUSED
 from pyloop.protocol import ignore
 from pyloop.seams import (
@@ -28,7 +28,7 @@ from pyloop.seams import (
 )
 from pyloop.tls_protocol import TLSProtocol
 
-__all__ = ["LOST", "NOBODY", "CoreTransport", "Groups"]
+__all__ = ["LOST", "NOBODY", "CoreTransport"]
 
 LOST = 8
 """A bit of `_gate`, beside PAUSED and CLOSED: connection_lost has been called."""
@@ -36,47 +36,12 @@ LOST = 8
 NOBODY = (1 << 64) - 1
 """The id of no conn."""
 
-_MARKS = 64 * 1024, 16 * 1024  # asyncio's
 _write = lib.pl_conn_write
 _log = logging.getLogger("asyncio")
 
 
 def _call_it(received: Any, data: bytes) -> None:
     received(data)
-
-
-class Groups:
-    """The groups of a loop's transports: one for each kind, one for whoever has its own marks."""
-
-    def __init__(self, ptr: Any) -> None:
-        self._ptr = ptr
-        self._numbers: dict[int, int] = {}
-        self.counters = ffi.new("struct pl_counters *")
-
-    def make(self, flags: int, high: int, low: int) -> int:
-        """Return the number of a new group."""
-        options = ffi.new("struct pl_options *")
-        options.framing = Raw().spec[0]
-        options.high_water, options.low_water = high, low
-        options.flags = flags | lib.PL_BORROWED
-        return check(lib.pl_group_new(self._ptr, options, self.counters), self._ptr)
-
-    def make_default(self, flags: int) -> int:
-        """Return the number of a new group with asyncio's marks."""
-        return self.make(flags, *_MARKS)
-
-    def number(self, flags: int) -> int:
-        """Return the group of those that have asyncio's marks."""
-        if flags not in self._numbers:
-            self._numbers[flags] = self.make_default(flags)
-        return self._numbers[flags]
-
-    def set_marks(self, ident: int, flags: int, high: int, low: int) -> int:
-        """Give a conn marks of its own. Returns 1 if more than `high` is queued."""
-        group = self.make(flags, high, low)
-        code: int = lib.pl_conn_regroup(self._ptr, ident, group)
-        lib.pl_group_free(self._ptr, group)  # which lives on as long as its conn
-        return code
 
 
 class CoreTransport(FlowControlMixin):
@@ -115,7 +80,7 @@ class CoreTransport(FlowControlMixin):
         self._file = file  # owns the fd
         self._extra = extra
         self._protocol_paused = False
-        self._high_water, self._low_water = _MARKS
+        self._high_water, self._low_water = MARKS
         self._ptr: Any = ffi.NULL
         self._id = self._write_id = NOBODY
         self._gate = 0
@@ -175,7 +140,7 @@ class CoreTransport(FlowControlMixin):
             lib.pl_conn_readiness(self._ptr, ident, True)
         if self._gate:
             lib.pl_conn_pause(self._ptr, ident)
-        if (self._high_water, self._low_water) != _MARKS:
+        if (self._high_water, self._low_water) != MARKS:
             self._set_marks(self._high_water, self._low_water)
 
     # ---- its protocol ----

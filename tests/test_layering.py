@@ -46,7 +46,7 @@ PYTHON_LEVELS = """
     served
     outlet
     blocking connection stats
-    inbox outbox logs tls_protocol
+    inbox outbox logs tls_protocol groups
     protocol
     supervision slots
     shared_lock semaphore

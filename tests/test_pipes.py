@@ -120,6 +120,8 @@ def test_a_small_write_is_there_before_the_loop_turns(any_run, ends):
         writer = await writer_of(ends[1])
         writer.transport.write(b"x")
         assert os.read(ends[0].fileno(), 10) == b"x"
+        writer.transport.close()
+        await writer.ended.wait()
 
     any_run(main())
 
@@ -136,6 +138,8 @@ def test_paused_reader_is_told_nothing_until_it_resumes(any_run, ends):
         reader.transport.resume_reading()
         await reader.came.wait()
         assert reader.data == b"later"
+        reader.transport.close()
+        await reader.ended.wait()
 
     any_run(main())
 
@@ -202,7 +206,7 @@ def test_regular_file_is_refused_by_name(any_run, tmp_path):
 
     async def main():
         with path.open("r+b") as file:
-            for connect in (reader_of, writer_of):
+            for connect in reader_of, writer_of:
                 with pytest.raises(ValueError, match=re.compile("pipe transport is", re.I)):
                     await connect(file)
 
@@ -217,6 +221,8 @@ def test_reading_end_refuses_to_be_written(run, ends):
                 call()
         assert reader.transport.get_extra_info("pipe") is ends[0]
         assert reader.transport.get_extra_info("peername", "none") == "none"
+        reader.transport.close()
+        await reader.ended.wait()
 
     run(main())
 
