@@ -4,8 +4,20 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#define LARGEST_KEPT_BYTES (2u * 1024u * 1024u)
+
+/* The bytes that Python makes of messages are as large as these, and glibc gives each above 128 KiB a mapping of its
+ * own, and memory beyond that at the end of its heap back to the kernel at once: some thirty page faults for each
+ * message. It learns better from the first large piece that is freed. Source: mallopt(3), M_MMAP_THRESHOLD. */
+static void teach_malloc(void)
+{
+    void *volatile piece = malloc(LARGEST_KEPT_BYTES);
+    free(piece);
+}
+
 int batch_init(struct batch *b)
 {
+    teach_malloc();
     *b = (struct batch){0};
     b->events = malloc(PL_EVENTS_MAX * sizeof *b->events);
     b->arena = malloc(ARENA_BYTES);

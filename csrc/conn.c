@@ -10,7 +10,7 @@
 #include "out.h"
 #include "sock.h"
 
-#define AT_ONCE_BYTES (64u * 1024u) /* a message of this size is not worth a copy into the queue */
+#define AT_ONCE_BYTES (CHUNK_BYTES + 1) /* what needs a chunk of its own is not worth the copy */
 
 struct conn *conn_new(struct group *group, int fd, int64_t now)
 {

@@ -172,7 +172,9 @@ static void receive_arena(struct pl_loop *loop, struct conn *c)
     size_t held = buf_len(&c->in);
     if (held)
         memcpy(p, c->in.data + c->in.start, held);
-    int64_t n = conn_receive(c, p + held, min_size(arena_room(batch) - held, READ_BUDGET_BYTES));
+    bool raw = c->group->options.framing.kind == PL_RAW;
+    size_t budget = raw ? RAW_BUDGET_BYTES : READ_BUDGET_BYTES;
+    int64_t n = conn_receive(c, p + held, min_size(arena_room(batch) - held, budget));
     if (n > 0)
         cut_arena(loop, c, held + (size_t)n);
     else if (n < 0 && n != -EAGAIN)

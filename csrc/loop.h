@@ -24,6 +24,7 @@
 #include "wake.h"
 
 #define READ_BUDGET_BYTES (64u * 1024u) /* received from one conn in one tick, at most */
+#define RAW_BUDGET_BYTES ARENA_BYTES    /* the same without framing: one message, however long */
 #define CONN_BUDGET_EVENTS 1024u        /* messages of one conn in one tick, at most */
 #define ACCEPT_BUDGET 64                /* conns accepted by one listener in one tick, at most */
 #define HAND_OVER_BUDGET 4 /* the same for PL_HAND_OVER: each costs its owner a thread or a fork */

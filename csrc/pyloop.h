@@ -205,7 +205,7 @@ int pl_listener_close(struct pl_loop *loop, int fd); /* 0 or -ENOENT */
  * pl_watch. */
 int pl_conn_open(struct pl_loop *loop, int group, int fd, uint64_t *id);
 
-/* Queue one framed message; it leaves in the next flush, or what is 64 KiB and more at once, as far as the kernel
+/* Queue one framed message; it leaves in the next flush, or what is longer than 4,048 bytes at once, as far as the kernel
  * takes it, if nothing else is queued. 0; 1 when queued output has just
  * passed the high-water mark although the kernel was offered it (PL_EV_RESUME follows);
  * -EPIPE when the conn is closing (counted as dropped), -ESTALE when it is gone; PL_E_WRITE_LIMIT:
