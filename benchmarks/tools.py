@@ -11,14 +11,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from row import Peer
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 BUILD = ROOT / "build" / "bench"
+CERTIFICATE = BUILD / "localhost.pem"  # with its key and its authority
 
 PROGRAMS = {
-    "load": ["load.c", "load_args.c", "load_conn.c", "load_cpu.c", "load_report.c"],
+    "load": ["load.c", "load_args.c", "load_conn.c", "load_cpu.c", "load_report.c", "load_udp.c"],
     "floor_epoll": ["floor_epoll.c"],
     "floor_select": ["floor_select.c"],
     "floor_ring": ["floor_ring.c"],
@@ -87,6 +91,9 @@ PROBES = {
     "pyloop.model": "import inspect, pyloop;"
     "print(inspect.signature(pyloop.Server).parameters['model'].default)",
     "uvloop": "import uvloop; print(uvloop.__version__)",
+    "rloop": "import rloop; print(rloop.__version__)",
+    "aiofastnet": "import aiofastnet; print(aiofastnet.__version__)",
+    "trustme": "import trustme; print(trustme.__version__)",
     "cffi": "import cffi; print(cffi.__version__)",
     "python": "import platform; print(platform.python_version())",
 }
@@ -98,13 +105,18 @@ class Packages:
     An installed pyloop is preferred; else the checkout, when it was built in place.
     """
 
-    def __init__(self, python: str) -> None:
+    def __init__(self, python: str, base: str | None = None) -> None:
         self.python = python
+        self.base = Packages(base) if base else None  # of peers that run with another pyloop
         self.env = dict(os.environ)
         if _ask(python, PROBES["pyloop"], self.env) is None:
             path = [str(ROOT), self.env.get("PYTHONPATH", "")]
             self.env["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         self.versions = {name: _ask(python, code, self.env) for name, code in PROBES.items()}
+
+    def of(self, peer: Peer) -> Packages:
+        """Return those that `peer` runs with."""
+        return self.base if peer.base and self.base else self
 
     def lacks(self, needs: str | None) -> bool:
         """Whether a peer that needs `needs` cannot run."""
@@ -115,6 +127,21 @@ class Packages:
         """Return how many steps of servers/work.py take so long on this machine."""
         command = [self.python, "servers/work.py", str(microseconds)]
         return int(subprocess.check_output(command, env=self.env, cwd=HERE))
+
+
+CERTIFY = """
+import sys, trustme
+authority = trustme.CA()
+made = authority.issue_cert("localhost")
+made.private_key_and_cert_chain_pem.write_to_path(sys.argv[1])
+authority.cert_pem.write_to_path(sys.argv[1], append=True)
+"""
+
+
+@functools.cache
+def make_certificate(packages: Packages) -> None:
+    """Make the certificate of servers on this machine, which nobody else trusts."""
+    subprocess.run([packages.python, "-c", CERTIFY, str(CERTIFICATE)], env=packages.env, check=True)
 
 
 def _cpu_model() -> str:
