@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import json
 import os
 import platform
 import resource
@@ -76,27 +77,40 @@ def raise_fd_limit() -> int:
     return hard
 
 
-def _ask(python: str, code: str, env: dict[str, str]) -> str | None:
-    """What `code` prints, or None when it fails."""
-    command = [python, "-c", code]
-    done = subprocess.run(command, env=env, cwd=HERE, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-PROBES = {
-    "pyloop": "import pyloop._core; from importlib.metadata import version;"
-    "print(version('pyloop-io'))",
-    "pyloop.Loop": "import pyloop._core; from importlib.metadata import version;"
-    "print(version('pyloop-io'))",
-    "pyloop.model": "import inspect, pyloop;"
-    "print(inspect.signature(pyloop.Server).parameters['model'].default)",
-    "uvloop": "import uvloop; print(uvloop.__version__)",
-    "rloop": "import rloop; print(rloop.__version__)",
-    "aiofastnet": "import aiofastnet; print(aiofastnet.__version__)",
-    "trustme": "import trustme; print(trustme.__version__)",
-    "cffi": "import cffi; print(cffi.__version__)",
-    "python": "import platform; print(platform.python_version())",
+PROBES = {  # expressions; a package that has none is missing
+    "pyloop": "import_module('pyloop._core') and version('pyloop-io')",
+    "pyloop.Loop": "import_module('pyloop._core') and version('pyloop-io')",
+    "pyloop.model": "signature(import_module('pyloop').Server).parameters['model'].default",
+    "uvloop": "import_module('uvloop').__version__",
+    "rloop": "import_module('rloop').__version__",
+    "aiofastnet": "import_module('aiofastnet').__version__",
+    "trustme": "version('trustme')",
+    "cffi": "import_module('cffi').__version__",
+    "python": "python_version()",
 }
+ASK = """
+import json, sys
+from importlib import import_module
+from importlib.metadata import version
+from inspect import signature
+from platform import python_version
+found = {}
+for name, probe in json.loads(sys.argv[1]).items():
+    try:
+        found[name] = eval(probe)
+    except Exception:
+        found[name] = None
+print(json.dumps(found))
+"""
+
+
+def _ask(python: str, env: dict[str, str]) -> dict[str, str | None]:
+    """Return what each probe says in that interpreter, None where it fails."""
+    command = [python, "-c", ASK, json.dumps(PROBES)]
+    done = subprocess.run(command, env=env, cwd=HERE, capture_output=True, text=True)
+    if done.returncode:
+        raise CannotRun(f"{python} does not run: {done.stderr}")
+    return json.loads(done.stdout)
 
 
 class Packages:
@@ -106,13 +120,16 @@ class Packages:
     """
 
     def __init__(self, python: str, base: str | None = None) -> None:
-        self.python = python
+        if not (found := shutil.which(python)):
+            raise CannotRun(f"no interpreter {python}")
+        self.python = python = os.path.abspath(found)
         self.base = Packages(base) if base else None  # of peers that run with another pyloop
         self.env = dict(os.environ)
-        if _ask(python, PROBES["pyloop"], self.env) is None:
+        self.versions = _ask(python, self.env)
+        if self.versions["pyloop"] is None:
             path = [str(ROOT), self.env.get("PYTHONPATH", "")]
             self.env["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-        self.versions = {name: _ask(python, code, self.env) for name, code in PROBES.items()}
+            self.versions = _ask(python, self.env)
 
     def of(self, peer: Peer) -> Packages:
         """Return those that `peer` runs with."""

@@ -177,6 +177,8 @@ async def echo_socket(loop: asyncio.AbstractEventLoop, conn: socket.socket) -> N
 
 async def accept_sockets(loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
     """Accept for ever, with a task for each connection."""
+    listener.setblocking(False)
+    tell(listener.getsockname()[1])
     tasks = set()
     while True:
         conn, _ = await loop.sock_accept(listener)
@@ -225,40 +227,34 @@ def loop_factory(name: str, backend: str) -> Callable[[], asyncio.AbstractEventL
     return asyncio.SelectorEventLoop
 
 
-def tell(sock: socket.socket) -> None:
-    print("listening", sock.getsockname()[1], flush=True)
+def tell(port: int) -> None:
+    print("listening", port, flush=True)
 
 
-async def serve_connections(args: argparse.Namespace) -> None:
+async def serve_connections(args: argparse.Namespace, listener: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    port = listener.getsockname()[1]
     if args.kind == "streams":
         start = functools.partial(asyncio.start_server, STREAMS[args.framing], limit=LIMIT)
     else:
-        create = asyncio.get_running_loop().create_server
         if cut := CUTS.get(args.kind):
             protocol = functools.partial(AnswerProtocol, Answers(args.file, cut))
         else:
             protocol = PROTOCOLS[args.kind, args.framing]
-        start = functools.partial(create, protocol)
+        start = functools.partial(loop.create_server, protocol)
     more = {}
     if args.tls:
         more["ssl"] = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         more["ssl"].load_cert_chain(args.tls)
-    server = await start(host="127.0.0.1", port=0, backlog=BACKLOG, **more)
-    tell(server.sockets[0])
-    await server.serve_forever()
+    async with await start(sock=listener, backlog=BACKLOG, **more):
+        tell(port)
+        await loop.create_future()  # not serve_forever, which closes the socket with rloop
 
 
-async def serve_sockets(args: argparse.Namespace) -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=BACKLOG) as listener:
-        listener.setblocking(False)
-        tell(listener)
-        await accept_sockets(asyncio.get_running_loop(), listener)
-
-
-async def serve_datagrams(args: argparse.Namespace) -> None:
+async def serve_datagrams() -> None:
     loop = asyncio.get_running_loop()
     made = await loop.create_datagram_endpoint(DatagramEcho, local_addr=("127.0.0.1", 0))
-    tell(made[0].get_extra_info("socket"))
+    tell(made[0].get_extra_info("sockname")[1])
     await loop.create_future()
 
 
@@ -279,9 +275,18 @@ def parse() -> argparse.Namespace:
     return args
 
 
+async def serve(args: argparse.Namespace) -> None:
+    if args.kind == "udp":
+        return await serve_datagrams()
+    with socket.create_server(("127.0.0.1", 0), backlog=BACKLOG) as listener:
+        if args.kind == "sock":
+            await accept_sockets(asyncio.get_running_loop(), listener)
+        else:
+            await serve_connections(args, listener)
+
+
 def main() -> None:
     args = parse()
-    serve = {"sock": serve_sockets, "udp": serve_datagrams}.get(args.kind, serve_connections)
     with asyncio.Runner(loop_factory=loop_factory(args.loop, args.backend)) as runner:
         runner.run(serve(args))
 
