@@ -100,7 +100,7 @@ def tls_row() -> Row:
         f"Idle TLS connection: resident memory each, {TLS_HELD} held after one echo each",
         {"size": 64},
         tuple(peers),
-        (Target("pyloop.Loop protocol", "asyncio protocol", at_most=1.0),),
+        (Target("pyloop.Loop protocol", "asyncio protocol", at_most=0.95),),
         floor=None,
         unit="B",
         hold=TLS_HELD,
