@@ -162,8 +162,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--peers", default="", metavar="REGEX", help=text)
     parser.add_argument("--list", action="store_true", help="list the rows and stop")
     parser.add_argument("--rounds", type=int, default=5, help="samples per peer (default 5)")
-    parser.add_argument("--seconds", type=float, default=0.7, help="length of a window (0.7)")
-    parser.add_argument("--warmup", type=float, default=0.3, help="before each window (0.3)")
+    parser.add_argument("--seconds", type=float, default=0.6, help="length of a window (0.6)")
+    parser.add_argument("--warmup", type=float, default=0.2, help="before each window (0.2)")
     text = "seconds spent on taking disturbed samples again, in all (60)"
     parser.add_argument("--patience", type=float, default=60, help=text)
     text = "one round, short windows: to try rows out, not to measure"
