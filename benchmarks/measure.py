@@ -134,6 +134,8 @@ def cpu_sample(
             raise PeerFailed(f"load generator: {' | '.join(said)}")
     sample = json.loads(out)
     work = sample["bytes"] / 2**20 if row.unit == "us/MiB" else sample["messages"]
+    if not work:
+        raise PeerFailed("no message came back within the window")
     sample["cost"] = sample["server_cpu_us"] / work
     sample["busy"] = sample["server_cpu_us"] / 1e6 / sample["seconds"]
     if row.pinned and not peer.several:

@@ -22,7 +22,7 @@ SIZES = (  # name, bytes on the wire, connections
 )
 SMALL = {"framing": "raw", "size": 100, "inflight": 1, "connections": 100}
 SMALL_TITLE = "100 bytes, 1 in flight, 100 connections"
-FILE = str(tools.BUILD / "file")
+FILE = str(tools.BUILD / "answers")  # not the one of the files rows, which may run beside it
 ASKED = {**SMALL, "file": FILE}
 ASKED_TITLE = "asked for by 8 bytes, 1 in flight, 100 connections"
 TLS_HELD = 500
