@@ -140,6 +140,7 @@ def churn_row() -> Row:
         "Connect, echo 64 bytes, close: 20,000 times, 50 at once",
         {"framing": "raw", "size": 64, "connections": 50, "churn": 20000, "seconds": 120},
         (C_EPOLL, native("epoll"), *others),
+        (Target("pyloop.Loop protocol", "asyncio protocol", ahead=LEVEL),),
         unit="us/connection",
     )
 

@@ -55,7 +55,8 @@ def protocol_rows() -> Iterator[Row]:
 def _row(
     kind: str, title: str, load: dict[str, object], *targets: Target, args: tuple[str, ...] = ()
 ) -> Row:
-    """One kind of server on every loop."""
+    """One kind of server on every loop; unless told otherwise it is to be level with asyncio."""
+    targets = targets or (ahead(kind, "asyncio"),)
     peers = tuple(on_asyncio(loop, kind, *args) for loop in LOOPS)
     return Row(f"asyncio-{kind}", f"asyncio {title}", load, peers, targets, f"uvloop {kind}")
 
@@ -114,4 +115,6 @@ def all_rows() -> list[Row]:
 
 
 def target_rows() -> list[Row]:
-    return [row for row in all_rows() if row.targets]
+    """Return the rows of `make bench`."""
+    kinds = {row.key: row for row in kind_rows()}
+    return [*protocol_rows(), kinds["asyncio-writes16"], kinds["asyncio-sock"], tls_row()]
