@@ -23,6 +23,7 @@
 #define BUFFER (256 * 1024)
 #define STALL_NS 30000000000u /* no progress for so long ends the run */
 #define SETTLE_MS 10000       /* for the server's children to end after a churn */
+#define GIVE_UP_NS 500000000u /* a datagram without an echo for so long is lost */
 
 static volatile sig_atomic_t stopped;
 
@@ -147,7 +148,7 @@ static void on_echo(struct load *l, struct conn *c, unsigned n)
 static void receive(struct load *l, struct conn *c)
 {
     ssize_t got = recv(c->fd, l->buffer, BUFFER, 0);
-    if (got <= 0) {
+    if (got < 0 || (got == 0 && !l->o.udp)) {
         if (got == 0 || (errno != EAGAIN && errno != EINTR)) {
             fail(l, c, got ? "receive" : "the server closed a connection", got ? errno : 0);
         }
@@ -156,16 +157,38 @@ static void receive(struct load *l, struct conn *c)
     l->now = now_ns();
     l->progress_ns = l->now;
     int timed = l->phase == WINDOW || l->o.mode == MODE_CHURN;
-    int n = conn_verify(c, &l->o, &l->p, l->buffer, (size_t)got, l->now, timed ? &l->h : NULL);
+    int n = (l->o.udp ? udp_verify : conn_verify)(c, &l->o, &l->p, l->buffer, (size_t)got, l->now,
+                                                  timed ? &l->h : NULL);
     if (n < 0) {
         fail(l, c, "an echo differs from what was sent", 0);
         return;
     }
+    unsigned skipped = l->o.udp && n > 1 ? (unsigned)n - 1 : 0;
+    l->given_up += skipped;
     l->bytes += (uint64_t)got;
-    l->messages += (unsigned)n;
+    l->messages += (unsigned)n - skipped;
     l->flying -= (unsigned)n;
     if (n) {
         on_echo(l, c, (unsigned)n);
+    }
+}
+
+/* Replace datagrams without an echo by others, so that their sockets do not fall silent. */
+static void give_up(struct load *l)
+{
+    uint64_t now = now_ns();
+    if (!l->o.udp || now - l->swept < GIVE_UP_NS / 4) {
+        return;
+    }
+    l->swept = now;
+    for (unsigned i = 0; i < l->o.connections; i++) {
+        struct conn *c = &l->conns[i];
+        unsigned n = c->fd >= 0 ? udp_give_up(c, &l->o, &l->p, now - GIVE_UP_NS) : 0;
+        l->flying -= n;
+        l->given_up += n;
+        if (n && l->phase < DRAIN) {
+            grant(l, c, n, now);
+        }
     }
 }
 
@@ -184,6 +207,7 @@ static void turn(struct load *l, int timeout_ms)
             receive(l, c);
         }
     }
+    give_up(l);
 }
 
 /* Whether the run has to end before its time. */
@@ -253,8 +277,8 @@ static void run_load(struct load *l)
         if (l->phase == WARMUP && !o->messages && now >= begin) {
             take_reading(l, &l->from);
             l->phase = WINDOW;
-        } else if (l->phase == WINDOW && now >= end) {
-            break;
+        } else if (l->phase == WINDOW && now >= end && l->messages > l->from.messages) {
+            break; /* not without a message, which on a busy machine may take so long */
         }
     }
     if (l->phase == WINDOW) {

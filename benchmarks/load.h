@@ -3,6 +3,7 @@
  *   load.c      the run: open, warm up, measure, drain; hold; churn; the report
  *   load_args.c options, their bounds, and addresses (loopback only)
  *   load_conn.c one conn: send from the pattern, verify the echo against it
+ *   load_udp.c  the same for datagrams, of which some may be lost
  *   load_cpu.c  CPU clocks: the server's, its children's, the generator's own
  *   load_report.c latencies, and what is printed
  *
@@ -32,6 +33,7 @@ enum mode {
 #define MAX_PIDS 64
 #define MAX_PORTS 8
 #define REQUEST_BYTES 8 /* of --file: where a message is, how long it is, big-endian */
+#define NUMBER_BYTES 8  /* at the start of a datagram */
 #define SETUP_WINDOW 64 /* conns at most between connect and first echo, below any backlog */
 
 struct options {
@@ -51,6 +53,7 @@ struct options {
     uint64_t messages;        /* window of this many messages instead; 0 = by time */
     uint64_t warmup_messages; /* before such a window */
     uint64_t churn;           /* conns to open, echo over and close */
+    int udp;                  /* a message is a datagram */
     int json;
     pid_t pids[MAX_PIDS];     /* servers whose CPU clock is read at both ends of the window */
     int npids;
@@ -78,6 +81,8 @@ struct conn {
     unsigned flying;   /* messages granted whose echo is not complete */
     unsigned oldest;   /* index in stamps of the oldest of them */
     int greeted;       /* its first echo came */
+    size_t first;      /* of datagrams: the number of the first one */
+    unsigned given_up; /* and how many that had no echo have none still */
     uint64_t *stamps;  /* when each message in flight was granted, ns */
 };
 
@@ -116,6 +121,7 @@ struct load {
     enum phase phase;
     uint64_t started, opened, greeted, greeting, flying, errors, lost;
     uint64_t messages, bytes, progress_ns, now;
+    uint64_t given_up, swept; /* datagrams without an echo; when they were last looked for, ns */
     struct reading from, to;
 };
 
@@ -166,5 +172,19 @@ int conn_send(struct conn *c, const struct options *o, const struct pattern *p);
  * go to `h` (may be NULL), or -1 when a byte differs or was never sent. */
 int conn_verify(struct conn *c, const struct options *o, const struct pattern *p,
                 const char *data, size_t len, uint64_t now, struct histogram *h);
+
+/* As conn_send, each message as a datagram. */
+int udp_send(struct conn *c, const struct pattern *p);
+
+/* Compare a datagram that came back. The number of messages that are done with, of which one
+ * was echoed and those before it are lost; 0: it came late; or -1: it is wrong, was never sent,
+ * or was echoed before. */
+int udp_verify(struct conn *c, const struct options *o, const struct pattern *p, const char *data,
+               size_t len, uint64_t now, struct histogram *h);
+
+/* Give up all datagrams under way if the oldest was granted no later than `before`, ns. How
+ * many they are. */
+unsigned udp_give_up(struct conn *c, const struct options *o, const struct pattern *p,
+                     uint64_t before);
 
 #endif

@@ -14,6 +14,8 @@
 #include <string.h>
 #include <sys/un.h>
 
+#define MAX_DATAGRAM 65507
+
 static const char usage[] =
     "usage: load (--port N [--host ADDR] | --path FILE) [options]\n"
     "  --port N          (repeatable: the connections take the ports in turn)\n"
@@ -23,13 +25,16 @@ static const char usage[] =
     "  --framing NAME    raw, lines, prefix2, prefix4 (raw)\n"
     "  --inflight N      messages in flight on each connection (1)\n"
     "  --warmup S        before the window (0.3)\n"
-    "  --seconds S       length of the window (1); bound of a hold or churn (600)\n"
+    "  --seconds S       length of the window (1), or until a message came; bound of a hold\n"
+    "                    or churn (600)\n"
     "  --messages N      the window is N messages, not a time; --seconds is its bound\n"
     "  --warmup-messages N  before such a window (0)\n"
     "  --pieces BYTES    send each message in pieces of that size\n"
     "  --gap US          busy wait after each piece (0)\n"
     "  --file FILE       write the messages there, and ask for each by 8 bytes, its offset\n"
     "                    and its length, instead of sending it (framing raw)\n"
+    "  --udp             a message is a datagram, from one of so many sockets; lost ones are\n"
+    "                    counted and replaced (framing raw)\n"
     "  --hold            open, echo once each, print \"ready\", hold until stdin ends or\n"
     "                    SIGTERM; input on stdin asks for one more echo on every one\n"
     "  --churn N         connect, echo one message, close: N times\n"
@@ -130,6 +135,12 @@ static void check(struct options *o, const char *host, const int *ports, const c
     if (o->file && (o->framing != FRAMING_RAW || o->pieces)) {
         die("--file goes with --framing raw, and without --pieces");
     }
+    if (o->udp && (path || o->mode != MODE_LOAD || o->framing != FRAMING_RAW || o->pieces || o->file)) {
+        die("--udp goes with --port, and without --framing, --pieces, --file, --hold and --churn");
+    }
+    if (o->udp && (o->size < NUMBER_BYTES || o->size > MAX_DATAGRAM)) {
+        die("--size %zu does not fit a datagram: %d to %d bytes", o->size, NUMBER_BYTES, MAX_DATAGRAM);
+    }
     if (o->seconds == 0) {
         o->seconds = o->mode == MODE_LOAD && o->messages == 0 ? 1 : 600;
     }
@@ -157,6 +168,7 @@ enum {
     O_PID,
     O_CHILDREN,
     O_FILE,
+    O_UDP,
     O_JSON,
     O_HELP
 };
@@ -180,6 +192,7 @@ static const struct option longs[] = {
     {"pid", 1, 0, O_PID},
     {"children", 0, 0, O_CHILDREN},
     {"file", 1, 0, O_FILE},
+    {"udp", 0, 0, O_UDP},
     {"json", 0, 0, O_JSON},
     {"help", 0, 0, O_HELP},
     {0, 0, 0, 0},
@@ -230,6 +243,7 @@ void options_parse(struct options *o, int argc, char **argv)
         case O_JSON: o->json = 1; break;
         case O_CHILDREN: o->children = 1; break;
         case O_FILE: o->file = optarg; break;
+        case O_UDP: o->udp = 1; break;
         default: set_number(o, option, longs[index].name, optarg);
         }
     }

@@ -23,6 +23,7 @@
 
 #define RING_BYTES (64 * 1024) /* small enough to stay in cache */
 #define RING_COUNT 256
+#define NUMBERS 1000003 /* from the first number of one socket to that of the next */
 #define SOURCES 16 /* 127.0.0.2 .. 127.0.0.17: 28,000 ports each */
 
 uint64_t now_ns(void)
@@ -104,12 +105,13 @@ int conn_open(struct conn *c, const struct options *o, const struct pattern *p, 
     uint64_t *stamps = c->stamps;
     const struct sockaddr_storage *to = &o->addrs[serial % (unsigned)o->naddrs];
     *c = (struct conn){.fd = -1, .stamps = stamps};
-    c->out_at = c->in_at = serial % p->count * p->wire;
-    c->fd = socket(to->ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    c->first = (size_t)serial * NUMBERS;
+    c->out_at = c->in_at = o->udp ? c->first : serial % p->count * p->wire;
+    c->fd = socket(to->ss_family, (o->udp ? SOCK_DGRAM : SOCK_STREAM) | SOCK_CLOEXEC, 0);
     if (c->fd < 0) {
         return -errno;
     }
-    if (to->ss_family != AF_UNIX) {
+    if (to->ss_family != AF_UNIX && !o->udp) {
         setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
     }
     if (spread && to->ss_family == AF_INET) {
@@ -170,6 +172,9 @@ static int ask(struct conn *c, const struct pattern *p)
 
 int conn_send(struct conn *c, const struct options *o, const struct pattern *p)
 {
+    if (o->udp) {
+        return udp_send(c, p);
+    }
     if (o->file) {
         return ask(c, p);
     }

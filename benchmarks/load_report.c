@@ -40,7 +40,7 @@ static const char as_json[] =
     "\"bytes\": %.0f, \"server_cpu_us\": %.3f, \"server_cpu_us_per_message\": %.5f, "
     "\"client_cpu_us\": %.3f, \"server_delay_us\": %.1f, \"client_delay_us\": %.1f, \"others\": %.4f, "
     "\"p50_us\": %.2f, \"p99_us\": %.2f, \"max_us\": %.2f, "
-    "\"errors\": %llu, \"lost\": %llu, \"verified_bytes\": %llu}\n";
+    "\"errors\": %llu, \"lost\": %llu, \"datagrams_lost\": %llu, \"verified_bytes\": %llu}\n";
 
 static const char as_text[] =
     "%s %s: %u connections, %u in flight, messages of %zu bytes\n"
@@ -48,7 +48,7 @@ static const char as_text[] =
     "server CPU %.0f us, %.4f us per message; generator CPU %.0f us\n"
     "waited for a CPU: server %.0f us, generator %.0f us; others had %.4f of the CPUs\n"
     "latency p50 %.1f us, p99 %.1f us, max %.1f us\n"
-    "errors %llu, connections lost %llu, bytes verified %llu\n";
+    "errors %llu, connections lost %llu, datagrams lost %llu, bytes verified %llu\n";
 
 /* The share that everybody else had of the CPUs where server and generator may run. The
  * kernel tells idle time in ticks, so it may come out a little below 0. */
@@ -75,5 +75,6 @@ void report(const struct load *l)
            others(a, b),
            histogram_us(&l->h, 50), histogram_us(&l->h, 99), (double)l->h.max / 1e3,
            (unsigned long long)l->errors, (unsigned long long)l->lost,
+           (unsigned long long)l->given_up,
            (unsigned long long)l->bytes);
 }

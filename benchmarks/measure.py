@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Collection
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 import tools
-from rows import Peer, Row
+from row import Peer, Row
 
 START_SECONDS = 20.0
 SETTLE_SECONDS = 0.3
@@ -83,7 +84,8 @@ def start_server(
     peer: Peer, row: Row, packages: tools.Packages, cpus: Collection[int]
 ) -> tuple[Child, int]:
     """Start `peer`'s server. The child and its port."""
-    command = peer.command(packages.python, row.load_for(peer)["framing"])
+    packages = packages.of(peer)
+    command = peer.command(packages.python, str(row.load_for(peer).get("framing", "raw")))
     if row.compute_us:
         command += ["--work", str(packages.steps_for(row.compute_us))]
     child = Child(command, cpus, packages.env)
@@ -100,12 +102,14 @@ def start_server(
 def load_command(
     row: Row, peer: Peer, ports: Collection[int], times: dict[str, float]
 ) -> list[str]:
-    """The generator's command line for this row and peer."""
+    """The generator's command line for this row and peer; an option that is True has no value."""
     command = [str(tools.BUILD / "load"), "--json"]
+    if row.tls:
+        command = [sys.executable, str(tools.HERE / "hold_tls.py"), str(tools.CERTIFICATE)]
     for port in ports:
         command += ["--port", str(port)]
     for name, value in {**times, **row.load_for(peer)}.items():
-        command += [f"--{name}", str(value)]
+        command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return command
 
 
@@ -130,6 +134,8 @@ def cpu_sample(
             raise PeerFailed(f"load generator: {' | '.join(said)}")
     sample = json.loads(out)
     work = sample["bytes"] / 2**20 if row.unit == "us/MiB" else sample["messages"]
+    if not work:
+        raise PeerFailed("no message came back within the window")
     sample["cost"] = sample["server_cpu_us"] / work
     sample["busy"] = sample["server_cpu_us"] / 1e6 / sample["seconds"]
     if row.pinned and not peer.several:
@@ -166,6 +172,8 @@ def rss_sample(
 ) -> dict[str, float]:
     """Measure resident memory per held connection, after a few that came and went."""
     held = row.hold
+    if row.tls:
+        tools.make_certificate(packages)
     server, port = start_server(peer, row, packages, {cpus.server})
     command = load_command(row, peer, [port], {})
     with server:

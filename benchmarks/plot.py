@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tools
-from rows import FLOOR, WAYS_AT
+from row import FLOOR, WAYS_AT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import measure
 import tools
-from rows import Row, Target
+from row import Row, Target
 
 RESULTS = tools.HERE / "results"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -73,6 +73,8 @@ def judge(target: Target, row: Row, samples: dict[str, Samples]) -> dict[str, ob
     limit = target.at_most or target.ahead or target.at_least
     if target.at_least:
         text = f"{target.peer} >= {limit:g}x the messages per second of {target.against}"
+    elif target.ahead and target.ahead <= 1:
+        text = f"{target.peer} level with {target.against} (>= {limit:g})"
     elif target.against:
         sign, word = ("<=", "x") if target.at_most else (">=", "x ahead of")
         text = f"{target.peer} {sign} {limit:g}{word} {target.against}"
@@ -166,7 +168,8 @@ def markdown(document: dict[str, object]) -> str:
     versions = [f"{k} {v}" for k, v in machine["packages"].items() if v and "." not in k]
     run = document["run"]
     head = (
-        f"Server CPU time per message, as a ratio to a plain C echo server in the same run: "
+        f"Server CPU time per message, as a ratio to another server in the same run (a plain C "
+        f"echo, or the one that the column names): "
         f"{run['rounds']} rounds, windows of {run['seconds']:g} s, peers interleaved, server and "
         f"generator on CPUs {machine['server_cpu']} and {machine['generator_cpu']}. "
         f"{machine['cpu']}, {machine['cores']} cores, {machine['system']} {machine['kernel']}, "

@@ -1,96 +1,30 @@
-"""What is measured: the peers, the rows, and the targets of the rows that have one.
+"""The rows: what is measured of the native face, and which rows there are.
 
-Sizes are bytes on the wire, terminator or prefix included: a 64-byte line is 63
-characters and the newline.
+Those of the asyncio face stand in rows_asyncio.py, what a row is made of in peers.py.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
+import rows_asyncio
 import tools
-
-MIB = 1024 * 1024
-FLOOR = "C epoll"
-WAYS_AT = (10, 100, 1000)  # connections
-
-
-@dataclass(frozen=True)
-class Peer:
-    """One server to measure. `program` is a C tool or a script of servers/."""
-
-    name: str
-    program: str
-    args: tuple[str, ...] = ()
-    needs: str | None = None  # a package of tools.PROBES
-    load: dict[str, object] = field(default_factory=dict)  # overrides the row's
-    several: bool = False  # it serves with several threads, or processes: its children
-    copies: int = 1  # servers that are started and share the connections
-
-    def command(self, python: str, framing: str) -> list[str]:
-        """The command line that starts this server."""
-        if not self.program.endswith(".py"):
-            return [str(tools.BUILD / self.program)]
-        script = str(tools.HERE / "servers" / self.program)
-        return [python, script, *self.args, "--framing", framing]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A promise about the median of `peer`.
-
-    With `against`, the ratio of costs measured in the same round: at most `at_most`
-    times the other's, or the other's at least `ahead` times ours; with `at_least`, the ratio
-    of messages per second. Without `against`: the cost.
-    """
-
-    peer: str
-    against: str | None = None
-    at_most: float | None = None
-    ahead: float | None = None
-    at_least: float | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One table: peers under the same load. Ratios are to `floor`, a peer's name."""
-
-    key: str
-    title: str
-    load: dict[str, object]
-    peers: tuple[Peer, ...]
-    targets: tuple[Target, ...] = ()
-    floor: str | None = FLOOR
-    unit: str = "us/message"  # or us/MiB, us/connection, B
-    hold: int = 0  # connections of a row that measures memory
-    max_rounds: int = 1000
-    compute_us: float = 0  # what a handler computes, see servers/work.py
-    pinned: bool = True  # server and generator each on a CPU of their own
-
-    def load_for(self, peer: Peer) -> dict[str, object]:
-        """The generator's options for `peer`."""
-        return {**self.load, **peer.load}
-
-
-C_EPOLL = Peer(FLOOR, "floor_epoll")
-C_EPOLL_AGAIN = Peer("C epoll again", "floor_epoll")
-C_SELECT = Peer("C select", "floor_select")
-
-
-def native(backend: str, handler: str = "function", name: str = "", **load: object) -> Peer:
-    """Return pyloop's native server as a peer."""
-    args = ("--backend", backend, "--handler", handler)
-    return Peer(name or f"pyloop {backend}", "pyloop_echo.py", args, "pyloop", load)
-
-
-def on_asyncio(loop: str, kind: str, name: str = "", **load: object) -> Peer:
-    """Return a server written with asyncio, on one of its loops, as a peer."""
-    needs = {"uvloop": "uvloop", "pyloop": "pyloop.Loop"}.get(loop)
-    shown = "pyloop.Loop" if loop == "pyloop" else loop
-    args = ("--loop", loop, "--kind", kind)
-    return Peer(name or f"{shown} {kind}", "asyncio_echo.py", args, needs, load)
+from row import (
+    C_EPOLL,
+    C_EPOLL_AGAIN,
+    C_SELECT,
+    FLOOR,
+    LEVEL,
+    MIB,
+    WAYS_AT,
+    Peer,
+    Row,
+    Target,
+    native,
+    on_asyncio,
+)
 
 
 def _natives() -> list[Peer]:
@@ -128,6 +62,7 @@ def idle_row() -> Row:
     peers = (
         native("epoll"),
         native("epoll", name="pyloop epoll, Lines", framing="lines"),
+        on_asyncio("pyloop", "protocol"),
         on_asyncio("uvloop", "protocol"),
         on_asyncio("asyncio", "protocol"),
     )
@@ -136,7 +71,10 @@ def idle_row() -> Row:
         "Idle connection: resident memory each, 5,000 held after one echo each",
         {"framing": "raw", "size": 64},
         peers,
-        (Target("pyloop epoll", at_most=700.0),),
+        (
+            Target("pyloop epoll", at_most=700.0),
+            Target("pyloop.Loop protocol", at_most=1300.0),
+        ),
         floor=None,
         unit="B",
         hold=5000,
@@ -195,28 +133,14 @@ def handler_rows() -> Iterator[Row]:
         )
 
 
-def asyncio_rows() -> Iterator[Row]:
-    raw = {"framing": "raw", "size": 100, "inflight": 1, "connections": 100}
-    raw_title = "Raw echo: 100 bytes, 1 in flight, 100 connections"
-    lines = {"framing": "lines", "size": 64, "inflight": 16, "connections": 50}
-    shapes = (
-        ("protocol", raw_title, raw),
-        ("buffered", raw_title, raw),
-        ("streams", "Lines echo: 64-byte lines, 16 in flight, 50 connections", lines),
-    )
-    for kind, title, options in shapes:
-        peers = [on_asyncio(loop, kind) for loop in ("pyloop", "uvloop", "asyncio")]
-        row_peers = (C_EPOLL, *peers)
-        yield Row(f"asyncio-{kind}", f"asyncio {kind} by loop. {title}", options, row_peers)
-
-
 def churn_row() -> Row:
-    others = [on_asyncio(loop, "protocol") for loop in ("uvloop", "asyncio")]
+    others = [on_asyncio(loop, "protocol") for loop in ("pyloop", "uvloop", "asyncio")]
     return Row(
         "churn",
         "Connect, echo 64 bytes, close: 20,000 times, 50 at once",
         {"framing": "raw", "size": 64, "connections": 50, "churn": 20000, "seconds": 120},
         (C_EPOLL, native("epoll"), *others),
+        (Target("pyloop.Loop protocol", "asyncio protocol", ahead=LEVEL),),
         unit="us/connection",
     )
 
@@ -307,21 +231,43 @@ def scaling_row() -> Row:
 
 
 def shortened(row: Row) -> Row:
-    """Return `row` with a tenth of the connections that come and go: to try it out."""
+    """Return `row` with a tenth of the connections that come and go, or are held: to try it out."""
 
     def fewer(load: dict[str, object]) -> dict[str, object]:
         return load | ({"churn": load["churn"] // 10} if "churn" in load else {})
 
     peers = tuple(replace(peer, load=fewer(peer.load)) for peer in row.peers)
-    return replace(row, load=fewer(row.load), peers=peers)
+    return replace(row, load=fewer(row.load), peers=peers, hold=row.hold // 10)
+
+
+def only(row: Row, wanted: Callable[[str], object]) -> Row:
+    """Return `row` without the peers whose names are not wanted."""
+    return replace(row, peers=tuple(peer for peer in row.peers if wanted(peer.name)))
+
+
+def beside_base(row: Row) -> Row:
+    """Return `row` with each peer that is pyloop a second time, on the interpreter of --base."""
+    ours = [peer for peer in row.peers if (peer.needs or "").startswith("pyloop")]
+    theirs = [replace(peer, name=f"{peer.name}, base", base=True) for peer in ours]
+    pairs = zip(ours, theirs, strict=True)
+    targets = [Target(peer.name, base.name, ahead=LEVEL) for peer, base in pairs]
+    return replace(row, peers=(*row.peers, *theirs), targets=(*row.targets, *targets))
+
+
+def lean(row: Row) -> Row:
+    """Return `row` with no peers but those of its targets: to see whether they are met."""
+    named = {name for target in row.targets for name in (target.peer, target.against)}
+    return replace(only(row, named.__contains__), max_rounds=3 if row.rough else row.max_rounds)
 
 
 def target_rows() -> list[Row]:
     """Return the rows of `make bench`: those with a target, and a file's; some five minutes."""
-    return [lines_row(), raw_row(), idle_row(), next(files_rows())]
+    ours = [lines_row(), raw_row(), idle_row(), next(files_rows())]
+    return [*ours, *map(lean, rows_asyncio.target_rows())]
 
 
 def all_rows() -> list[Row]:
     """Return every row: what `make bench-all` runs."""
-    more = itertools.chain(pieces_rows(), size_rows(), handler_rows(), asyncio_rows())
-    return [*target_rows(), *more, churn_row(), *[*files_rows()][1:], *model_rows(), scaling_row()]
+    first = [lines_row(), raw_row(), idle_row(), *files_rows(), *rows_asyncio.all_rows()]
+    more = itertools.chain(pieces_rows(), size_rows(), handler_rows())
+    return [*first, *more, churn_row(), *model_rows(), scaling_row()]

@@ -19,6 +19,7 @@ import measure
 import report
 import rows
 import tools
+from row import Peer, Row
 
 
 class Progress:
@@ -43,11 +44,11 @@ class Progress:
 class Run:
     """One invocation: its peers that are absent or failed, and its results."""
 
-    def __init__(self, args: argparse.Namespace, chosen: list[rows.Row]) -> None:
+    def __init__(self, args: argparse.Namespace, chosen: list[Row]) -> None:
         self.args = args
         self.rows = chosen
         self.cpus = tools.choose_cpus()
-        self.packages = tools.Packages(args.python)
+        self.packages = tools.Packages(args.python, args.base)
         times = {"seconds": args.seconds, "warmup": args.warmup}
         self.sampler = measure.Sampler(self.packages, self.cpus, times, args.patience)
         self.results: list[dict[str, object]] = []
@@ -57,21 +58,22 @@ class Run:
         total = sum(self.rounds(row) * len(row.peers) for row in chosen)
         self.progress = Progress(total)
 
-    def rounds(self, row: rows.Row) -> int:
+    def rounds(self, row: Row) -> int:
         return min(self.args.rounds, row.max_rounds)
 
-    def absent(self, row: rows.Row) -> dict[str, str]:
+    def absent(self, row: Row) -> dict[str, str]:
         """Peers of `row` that cannot run, with the reason; says it once per package."""
         found = {}
         for peer in row.peers:
-            if self.packages.lacks(peer.needs):
-                found[peer.name] = "not installed" if peer.needs == "uvloop" else "not built"
-                if peer.needs not in self.missing:
-                    self.progress.say(f"{peer.needs} is missing: {hint(peer.needs)}")
-                self.missing.add(peer.needs)
+            packages = self.packages.of(peer)
+            for needed in filter(packages.lacks, (peer.needs, "trustme" if row.tls else None)):
+                found[peer.name] = "not built" if needed.startswith("pyloop") else "not installed"
+                if needed not in self.missing:
+                    self.progress.say(f"{needed} is missing: {hint(needed)}")
+                self.missing.add(needed)
         return found
 
-    def measure_row(self, number: int, row: rows.Row) -> None:
+    def measure_row(self, number: int, row: Row) -> None:
         """Run the rounds of one row and keep its result, however far it comes."""
         absent = self.absent(row)
         samples: dict[str, dict[int, dict[str, float]]] = {peer.name: {} for peer in row.peers}
@@ -86,7 +88,7 @@ class Run:
         finally:
             self.results.append(report.row_result(row, samples, absent))
 
-    def take(self, row: rows.Row, peer: rows.Peer, turn: int, samples: dict, absent: dict) -> None:
+    def take(self, row: Row, peer: Peer, turn: int, samples: dict, absent: dict) -> None:
         """Take one sample; a peer that fails is left out of the rounds to come."""
         try:
             got = self.sampler.sample(row, peer)
@@ -145,26 +147,30 @@ class Run:
 
 def hint(package: str) -> str:
     """What to do about a package that is not there."""
-    if package == "uvloop":
-        return "pip install -r benchmarks/requirements.txt"
     if package == "pyloop.model":
         return "this pyloop's Server has no argument of that name"
-    return "build it first (python build_ffi.py, or pip install .)"
+    if package.startswith("pyloop"):
+        return "build it first (python build_ffi.py, or pip install .)"
+    return "pip install -r benchmarks/requirements.txt"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--all", action="store_true", help="every row, with a target or without")
     parser.add_argument("--rows", default="", metavar="REGEX", help="only rows whose key matches")
+    text = "only peers whose name matches"
+    parser.add_argument("--peers", default="", metavar="REGEX", help=text)
     parser.add_argument("--list", action="store_true", help="list the rows and stop")
     parser.add_argument("--rounds", type=int, default=5, help="samples per peer (default 5)")
-    parser.add_argument("--seconds", type=float, default=1.2, help="length of a window (1.2)")
-    parser.add_argument("--warmup", type=float, default=0.4, help="before each window (0.4)")
+    parser.add_argument("--seconds", type=float, default=0.6, help="length of a window (0.6)")
+    parser.add_argument("--warmup", type=float, default=0.2, help="before each window (0.2)")
     text = "seconds spent on taking disturbed samples again, in all (60)"
     parser.add_argument("--patience", type=float, default=60, help=text)
     text = "one round, short windows: to try rows out, not to measure"
     parser.add_argument("--short", action="store_true", help=text)
     parser.add_argument("--python", default=sys.executable, help="interpreter of the servers")
+    text = "interpreter with another build of pyloop: its peers run on both, ratios are to this one"
+    parser.add_argument("--base", metavar="PYTHON", help=text)
     text = "directory to write latest.json and latest.md into (benchmarks/results)"
     parser.add_argument("--results", type=Path, default=report.RESULTS, metavar="DIR", help=text)
     parser.add_argument("--write-readme", action="store_true", help="fill in README.md's table")
@@ -177,16 +183,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def choose(args: argparse.Namespace) -> list[rows.Row]:
+def choose(args: argparse.Namespace) -> list[Row]:
     """Return the rows that the options name."""
-    pool = rows.all_rows() if args.all or args.rows or args.list else rows.target_rows()
+    every = args.all or args.rows or args.peers or args.list
+    pool = rows.all_rows() if every else rows.target_rows()
     try:
-        chosen = [row for row in pool if re.search(args.rows, row.key)]
+        keys, peers = re.compile(args.rows), re.compile(args.peers)
     except re.error as error:
-        raise tools.CannotRun(f"--rows is no regular expression: {error}") from error
-    if not chosen:
-        keys = " ".join(row.key for row in pool)
-        raise tools.CannotRun(f"no row matches {args.rows!r}; there are: {keys}")
+        raise tools.CannotRun(f"--rows or --peers is no regular expression: {error}") from error
+    chosen = [rows.only(row, peers.search) for row in pool if keys.search(row.key)]
+    if not any(row.peers for row in chosen):
+        known = " ".join(row.key for row in pool)
+        raise tools.CannotRun(f"no row matches {args.rows!r}, {args.peers!r}; there are: {known}")
+    chosen = [rows.beside_base(row) if args.base else row for row in chosen if row.peers]
     return [rows.shortened(row) for row in chosen] if args.short else chosen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import json
 import os
 import platform
 import resource
@@ -11,14 +12,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from row import Peer
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 BUILD = ROOT / "build" / "bench"
+CERTIFICATE = BUILD / "localhost.pem"  # with its key and its authority
 
 PROGRAMS = {
-    "load": ["load.c", "load_args.c", "load_conn.c", "load_cpu.c", "load_report.c"],
+    "load": ["load.c", "load_args.c", "load_conn.c", "load_cpu.c", "load_report.c", "load_udp.c"],
     "floor_epoll": ["floor_epoll.c"],
     "floor_select": ["floor_select.c"],
     "floor_ring": ["floor_ring.c"],
@@ -72,24 +77,40 @@ def raise_fd_limit() -> int:
     return hard
 
 
-def _ask(python: str, code: str, env: dict[str, str]) -> str | None:
-    """What `code` prints, or None when it fails."""
-    command = [python, "-c", code]
-    done = subprocess.run(command, env=env, cwd=HERE, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-PROBES = {
-    "pyloop": "import pyloop._core; from importlib.metadata import version;"
-    "print(version('pyloop-io'))",
-    "pyloop.Loop": "import pyloop._core; from importlib.metadata import version;"
-    "print(version('pyloop-io'))",
-    "pyloop.model": "import inspect, pyloop;"
-    "print(inspect.signature(pyloop.Server).parameters['model'].default)",
-    "uvloop": "import uvloop; print(uvloop.__version__)",
-    "cffi": "import cffi; print(cffi.__version__)",
-    "python": "import platform; print(platform.python_version())",
+PROBES = {  # expressions; a package that has none is missing
+    "pyloop": "import_module('pyloop._core') and version('pyloop-io')",
+    "pyloop.Loop": "import_module('pyloop._core') and version('pyloop-io')",
+    "pyloop.model": "signature(import_module('pyloop').Server).parameters['model'].default",
+    "uvloop": "import_module('uvloop').__version__",
+    "rloop": "import_module('rloop').__version__",
+    "aiofastnet": "import_module('aiofastnet').__version__",
+    "trustme": "version('trustme')",
+    "cffi": "import_module('cffi').__version__",
+    "python": "python_version()",
 }
+ASK = """
+import json, sys
+from importlib import import_module
+from importlib.metadata import version
+from inspect import signature
+from platform import python_version
+found = {}
+for name, probe in json.loads(sys.argv[1]).items():
+    try:
+        found[name] = eval(probe)
+    except Exception:
+        found[name] = None
+print(json.dumps(found))
+"""
+
+
+def _ask(python: str, env: dict[str, str]) -> dict[str, str | None]:
+    """Return what each probe says in that interpreter, None where it fails."""
+    command = [python, "-c", ASK, json.dumps(PROBES)]
+    done = subprocess.run(command, env=env, cwd=HERE, capture_output=True, text=True)
+    if done.returncode:
+        raise CannotRun(f"{python} does not run: {done.stderr}")
+    return json.loads(done.stdout)
 
 
 class Packages:
@@ -98,13 +119,21 @@ class Packages:
     An installed pyloop is preferred; else the checkout, when it was built in place.
     """
 
-    def __init__(self, python: str) -> None:
-        self.python = python
+    def __init__(self, python: str, base: str | None = None) -> None:
+        if not (found := shutil.which(python)):
+            raise CannotRun(f"no interpreter {python}")
+        self.python = python = os.path.abspath(found)
+        self.base = Packages(base) if base else None  # of peers that run with another pyloop
         self.env = dict(os.environ)
-        if _ask(python, PROBES["pyloop"], self.env) is None:
+        self.versions = _ask(python, self.env)
+        if self.versions["pyloop"] is None:
             path = [str(ROOT), self.env.get("PYTHONPATH", "")]
             self.env["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-        self.versions = {name: _ask(python, code, self.env) for name, code in PROBES.items()}
+            self.versions = _ask(python, self.env)
+
+    def of(self, peer: Peer) -> Packages:
+        """Return those that `peer` runs with."""
+        return self.base if peer.base and self.base else self
 
     def lacks(self, needs: str | None) -> bool:
         """Whether a peer that needs `needs` cannot run."""
@@ -115,6 +144,21 @@ class Packages:
         """Return how many steps of servers/work.py take so long on this machine."""
         command = [self.python, "servers/work.py", str(microseconds)]
         return int(subprocess.check_output(command, env=self.env, cwd=HERE))
+
+
+CERTIFY = """
+import sys, trustme
+authority = trustme.CA()
+made = authority.issue_cert("localhost")
+made.private_key_and_cert_chain_pem.write_to_path(sys.argv[1])
+authority.cert_pem.write_to_path(sys.argv[1], append=True)
+"""
+
+
+@functools.cache
+def make_certificate(packages: Packages) -> None:
+    """Make the certificate of servers on this machine, which nobody else trusts."""
+    subprocess.run([packages.python, "-c", CERTIFY, str(CERTIFICATE)], env=packages.env, check=True)
 
 
 def _cpu_model() -> str:

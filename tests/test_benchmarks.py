@@ -1,4 +1,4 @@
-"""The benchmarks: their tools count right, their rows run, and the plot shows its data."""
+"""The benchmarks: their rows run, and the plot shows its data."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from faults import TIMEOUT, Child, compile_load
+from faults import compile_load
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -26,109 +23,12 @@ import report  # noqa: E402
 import rows  # noqa: E402
 import spread  # noqa: E402
 
-ECHO = """if True:
-    from faults import echo, serve
-    serve(echo, "auto")
-"""
-# Parent accepts, a child computes, echoes and says what it used; the parent reaps it.
-FORKING = """if True:
-    import os, socket, sys, time
-    listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-    print(listener.getsockname()[1], flush=True)
-    while True:
-        conn, _ = listener.accept()
-        if pid := os.fork():
-            conn.close()
-            os.waitpid(pid, 0)
-            continue
-        while time.process_time() < 0.03:
-            pass
-        while data := conn.recv(4096):
-            conn.sendall(data)
-        os.write(1, b"%d\\n" % (time.process_time() * 1e6))
-        os._exit(0)
-"""
-TICK_US = 20_000  # /proc/PID/stat has user and system time in steps of 10 ms each
-CHURN = 12
 RUN_TIMEOUT = 110  # of a few seconds' work, on a machine that is busy
 
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_load(tmp_path_factory.mktemp("load"))
-
-
-def generate(load: Path, *args: object) -> dict[str, Any]:
-    command = [str(load), "--json", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-@contextmanager
-def forking_server() -> Iterator[tuple[subprocess.Popen[str], int]]:
-    command = [sys.executable, "-c", FORKING]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield process, int(process.stdout.readline())
-        finally:
-            process.kill()
-
-
-# ---- the load generator ----
-
-
-def test_children_that_came_and_went_are_counted(load: Path) -> None:
-    with forking_server() as (process, port):
-        churn = ("--port", port, "--churn", CHURN, "--connections", 4, "--pid", process.pid)
-        alone = generate(load, *churn)["server_cpu_us"]
-        assert process.stdout is not None
-        for _ in range(CHURN):
-            process.stdout.readline()
-        family = generate(load, *churn, "--children")["server_cpu_us"]
-        used = sum(int(process.stdout.readline()) for _ in range(CHURN))
-    assert used >= CHURN * 30_000
-    assert used - TICK_US <= family < used * 1.5
-    assert alone < used / 2
-
-
-def test_connections_take_the_ports_in_turn(load: Path) -> None:
-    with Child(ECHO) as one, Child(ECHO) as other:
-        ports = [child.next()["port"] for child in (one, other)]
-        both = ("--framing", "lines", "--port", ports[0], "--port", ports[1])
-        generate(load, *both, "--churn", 11)
-        assert [child.ask("stats")["accepted"] for child in (one, other)] == [6, 5]
-
-
-def test_more_ports_than_fit_are_an_error(load: Path) -> None:
-    command = [str(load), *["--port", "1"] * 9]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
-    assert (done.returncode, done.stderr) == (2, "load: at most 8 --port\n")
-
-
-def test_slices_of_a_file_are_verified(load: Path, tmp_path: Path) -> None:
-    script = """if True:
-        import struct, sys, faults, pyloop
-        def answer(conn, request):
-            offset, length = struct.unpack("!II", request)
-            conn.write(open(sys.argv[1], "rb").read()[offset:][:length])
-        faults.serve(answer, "auto", framing=pyloop.FixedSize(8))
-    """
-    path = tmp_path / "ring"
-    with Child(script, str(path)) as child:
-        port = child.next()["port"]
-        asked = ("--port", port, "--file", path, "--size", 1000, "--connections", 3)
-        report = generate(load, *asked, "--inflight", 4, "--messages", 200)
-        assert report["messages"] >= 200
-        assert path.stat().st_size == 65 * 1000
-        path.write_bytes(bytes(65_000))  # not what the next run is going to ask for
-        with pytest.raises(AssertionError, match="an echo differs from what was sent"):
-            generate(load, *asked, "--size", 999, "--file", tmp_path / "other", "--messages", 1)
-    command = [str(load), "--port", "1", "--file", str(path), "--framing", "lines"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
-    said = "load: --file goes with --framing raw, and without --pieces\n"
-    assert (done.returncode, done.stderr) == (2, said)
 
 
 # ---- rows and targets ----
@@ -157,6 +57,38 @@ def test_target_on_throughput_is_judged_by_messages_per_second(rate: float, said
     row = rows.scaling_row()
     verdict = report.judge(row.targets[1], row, scaling_samples(rate, 10_000.0))
     assert report.verdict_text(verdict) == said
+
+
+@pytest.mark.parametrize(
+    ("cost", "said"),
+    [
+        (10.3, "target pyloop.Loop sock level with uvloop sock (>= 1): 0.971, missed by 2.9 %"),
+        (5.0, "target pyloop.Loop sock level with uvloop sock (>= 1): 2, met"),
+    ],
+)
+def test_target_to_be_level_is_judged_by_the_costs_of_the_same_round(
+    cost: float, said: str
+) -> None:
+    row = next(row for row in rows.all_rows() if row.key == "asyncio-sock")
+    samples = {
+        "pyloop.Loop sock": {r: {"cost": cost * r} for r in (1, 2, 3)},
+        "uvloop sock": {r: {"cost": 10.0 * r} for r in (1, 2, 3)},
+    }
+    verdict = report.judge(row.targets[0], row, samples)
+    assert report.verdict_text(verdict) == said
+
+
+def test_rows_of_make_bench_have_the_peers_of_their_targets() -> None:
+    chosen = {row.key: row for row in rows.target_rows()}
+    sizes = {f"asyncio-protocol-{size}" for size in ("1b", "100b", "1k", "10k", "100k", "1m")}
+    assert {*sizes, "asyncio-writes16", "asyncio-sock", "idle-rss", "idle-rss-tls"} <= set(chosen)
+    for row in chosen.values():
+        names = {peer.name for peer in row.peers}
+        assert all({target.peer, target.against or target.peer} <= names for target in row.targets)
+    assert [peer.name for peer in chosen["asyncio-writes16"].peers] == [
+        "pyloop.Loop writes16",
+        "uvloop writes16",
+    ]
 
 
 def test_shortened_row_has_a_tenth_of_the_churn_for_every_peer() -> None:
@@ -194,6 +126,32 @@ def test_short_run_measures_every_peer_that_is_built(tmp_path: Path, load: Path)
     assert all(verdict["met"] is not None for verdict in found[2]["targets"])
 
 
+def test_every_kind_of_asyncio_server_is_measured(tmp_path: Path, load: Path) -> None:
+    kinds = ["protocol-100b", "buffered", "streams", "writes16", "response2", "udp-100b"]
+    wanted = f"^(asyncio-({'|'.join(kinds)})|idle-rss-tls)$"
+    peers = "^(pyloop.Loop|asyncio protocol)"
+    results = ("--results", str(tmp_path))
+    done = run("run.py", "--short", "--rows", wanted, "--peers", peers, *results)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "latest.json").read_text())["rows"]
+    assert [row["key"] for row in found] == [*(f"asyncio-{kind}" for kind in kinds), "idle-rss-tls"]
+    measured = [peer for row in found for peer in row["peers"]]
+    assert [peer["status"] for peer in measured] == ["ok"] * (len(kinds) + 4)
+    assert all(peer["summary"]["median"] > 0 for peer in measured)
+    assert found[-1]["targets"][0]["met"] is not None
+
+
+def test_pyloop_is_measured_beside_another_build(tmp_path: Path, load: Path) -> None:
+    chosen = ("--short", "--rows", "^asyncio-sock$", "--peers", "^(pyloop|asyncio)")
+    done = run("run.py", *chosen, "--base", sys.executable, "--results", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "latest.json").read_text())["rows"]
+    names = ["pyloop.Loop sock", "asyncio sock", "pyloop.Loop sock, base"]
+    assert [(peer["name"], peer["status"]) for peer in row["peers"]] == [(n, "ok") for n in names]
+    assert row["targets"][-1]["text"] == f"{names[0]} level with {names[2]} (>= 0.97)"
+    assert row["targets"][-1]["met"] is not None
+
+
 # ---- spread ----
 
 
@@ -214,7 +172,19 @@ def test_spread_counts_every_connection_of_every_worker(load: Path) -> None:
     assert done.returncode == ("NO" in done.stdout)
 
 
-# ---- channels ----
+# ---- timers, channels ----
+
+
+def test_timers_are_measured_on_every_backend(tmp_path: Path) -> None:
+    done = run("timers.py", "--rounds", "1", "--results", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "timers.json").read_text())
+    loops = [f"pyloop.Loop {backend}" for backend in ("epoll", "poll", "select")]
+    assert {"clock_nanosleep", "asyncio", *loops} <= set(found["late_us"])
+    assert all(len(late) == 100 for late in found["late_us"].values())
+    wanted = [f"{loop} <= 150 us later than clock_nanosleep" for loop in loops]
+    assert [target["text"] for target in found["targets"]] == wanted
+    assert all(target["met"] == (target["value"] <= 150) for target in found["targets"])
 
 
 def test_channels_are_measured_beside_every_peer(tmp_path: Path, load: Path) -> None:
