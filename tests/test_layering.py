@@ -40,6 +40,7 @@ PYTHON_LEVELS = """
     acceptor
     forking
     channel rings turns loop
+    sock_calls subprocesses watches
     dispatch transports tls handlers
     served_tls
     served
