@@ -41,7 +41,7 @@ class Dispatch:
         self.connections: list[Connection | None] = []
         self.owners: dict[int, Owner] = {}
         self.on_signal: Callable[[int], None] = lambda number: None
-        self.on_bad_fd: Callable[[int], bool] = lambda fd: True
+        self.on_bad_fd: Callable[[int], bool] = lambda fd: False
         self._ready = ready
         self._raw = lib.pl_loop_events(ptr)
         self._view = memoryview(ffi.buffer(self._raw, _BATCH_BYTES))
@@ -205,7 +205,8 @@ class Dispatch:
             owner.refused(self._raw[self._index()].value)
 
     def _bad_fd(self, fd: int, start: int, end: int) -> None:
-        if self.on_bad_fd(fd):  # else nobody was waiting, or they find out by themselves
+        is_watcher = self._raw[self._index()].value
+        if self.on_bad_fd(fd) or not is_watcher:  # else nobody is there, or it finds out by itself
             log.error("fd %d was closed while it was watched; its watcher is dropped", fd)
 
     def _signal(self, slot: int, start: int, end: int) -> None:

@@ -70,8 +70,8 @@ class CoreSelector:
         self.ptr = lib.pl_loop_new(_choose_backend(backend), error)
         if self.ptr == ffi.NULL:
             raise failure(error[0])
-        self.watches = Watches(self._watch)
         self.dispatch = Dispatch(self.ptr, self._ignore)
+        self.watches = Watches(self._watch, self.dispatch.owner_of)
 
     @staticmethod
     def _ignore(fd: int, mask: int) -> None:
@@ -81,13 +81,11 @@ class CoreSelector:
         """As core.check, for this loop."""
         return check(code, self.ptr)
 
-    def _watch(self, fd: int, events: int) -> None:
+    def _watch(self, fd: int, events: int) -> bool:
         code = lib.pl_watch(self.ptr, fd, events)
-        if code < 0:
-            if code == -errno.EEXIST:
-                owner = self.dispatch.owner_of(fd)
-                raise RuntimeError(f"File descriptor {fd} is used by transport {owner!r}")
+        if code < 0 and code != -errno.EEXIST:
             self.check_fd(code, fd)
+        return bool(code == 0)
 
     def check_fd(self, code: int, fd: int) -> None:
         """As check, for a call that begins to watch `fd`."""

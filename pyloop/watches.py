@@ -88,12 +88,15 @@ class Watches(Mapping[Any, selectors.SelectorKey]):
     """The watched fds of a loop; to others a selector's map, by fd or by what has one.
 
     Args:
-        want: sets what the core wants of an fd, 0 for nothing. It raises what `add` and `wait` do.
+        want: sets what the core wants of an fd, 0 for nothing. False: the number is a connection's,
+            or a server's. It raises what `add` does.
+        owner_of: names that connection.
     """
 
-    def __init__(self, want: Callable[[int, int], None]) -> None:
+    def __init__(self, want: Callable[[int, int], bool], owner_of: Callable[[int], object]) -> None:
         self.by_fd: dict[int, Watch] = {}
         self._want = want
+        self._owner_of = owner_of
 
     def find(self, fileobj: Any) -> Watch | None:
         """The watch of an fd, or of a file, which may be closed by now."""
@@ -106,12 +109,18 @@ class Watches(Mapping[Any, selectors.SelectorKey]):
             return None
 
     def _change(self, watch: Watch, events: int) -> None:
-        self._want(watch.fd, events)
-        watch.events = events
-        if events:
-            self.by_fd[watch.fd] = watch
+        fd = watch.fd
+        if not self._want(fd, events):
+            self.by_fd.pop(fd, None)  # closed before, if this is about less than it was
+            watch.wake_all()
+            if events & ~watch.events:
+                owner = self._owner_of(fd)
+                raise RuntimeError(f"File descriptor {fd} is used by transport {owner!r}")
+        elif events:
+            self.by_fd[fd] = watch
         else:
-            self.by_fd.pop(watch.fd, None)
+            self.by_fd.pop(fd, None)
+        watch.events = events
 
     def _renew(self, watch: Watch, event: int) -> None:
         """Want `event` too, whether or not the number is another file's by now."""
@@ -152,7 +161,7 @@ class Watches(Mapping[Any, selectors.SelectorKey]):
         return watch
 
     def claim(self, sock: Any, event: int) -> Watch:
-        """Watch a socket that is not the one last seen under its number. Raises as `add`."""
+        """Watch a socket that is not the one last seen under its number. Raises as `add` does."""
         fd = _fd_of(sock)
         watch = self._take(fd, fd, event)
         watch.sock = _reference(sock)
@@ -188,7 +197,7 @@ class Watches(Mapping[Any, selectors.SelectorKey]):
         """The core has dropped an fd because it was closed. True: a callback was lost with it."""
         watch = self.by_fd.pop(fd, None)
         if watch is None:
-            return True
+            return False
         watch.wake_all()
         return watch.has_callbacks()
 
