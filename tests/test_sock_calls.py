@@ -11,15 +11,7 @@ import warnings
 import weakref
 
 import pytest
-
-import pyloop
-
-
-def pair(kind=socket.SOCK_STREAM):
-    ends = socket.socketpair(socket.AF_UNIX, kind)
-    for end in ends:
-        end.setblocking(False)
-    return ends
+from ends import pair, started
 
 
 @pytest.fixture
@@ -35,12 +27,6 @@ def listener(family=socket.AF_INET, address=("127.0.0.1", 0)):
     sock.listen()
     sock.setblocking(False)
     return sock
-
-
-def started(coro):
-    """A task that has run until its first wait."""
-    task = asyncio.get_running_loop().create_task(coro)
-    return asyncio.sleep(0, task)
 
 
 async def recv_into(loop, sock):
@@ -311,15 +297,12 @@ def test_connect_to_a_full_backlog_raises_instead_of_pretending(loop, run, tmp_p
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(path)
             server.listen(0)
-            clients = [socket.socket(socket.AF_UNIX) for _ in range(3)]
-            try:
+            with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+                first.setblocking(False)
+                second.setblocking(False)
+                await loop.sock_connect(first, path)
                 with pytest.raises(BlockingIOError):
-                    for client in clients:
-                        client.setblocking(False)
-                        await loop.sock_connect(client, path)
-            finally:
-                for client in clients:
-                    client.close()
+                    await loop.sock_connect(second, path)
 
     run(main())
 
@@ -358,57 +341,5 @@ def test_closed_socket_is_an_error(loop, run, ends):
         for name in CALLS.keys() - {"sock_connect", "sock_sendto"}:
             with pytest.raises(OSError, match="Bad file descriptor"):
                 await getattr(loop, name)(ends[0], *CALLS[name])
-
-    run(main())
-
-
-@pytest.fixture
-def no_executor(loop, monkeypatch):
-    def refuse(*args):
-        raise AssertionError(f"a thread was asked for {args}")
-
-    monkeypatch.setattr(loop, "run_in_executor", refuse)
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", b"127.0.0.1", None])
-def test_literal_address_is_resolved_without_a_thread(loop, run, no_executor, host):
-    async def main():
-        infos = await loop.getaddrinfo(host, 80, type=socket.SOCK_STREAM)
-        assert infos == socket.getaddrinfo(host, 80, type=socket.SOCK_STREAM)
-
-    run(main())
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_literal_address_connects_and_serves_without_a_thread(loop, run, no_executor, host):
-    async def main():
-        server = await asyncio.start_server(lambda r, w: w.close(), host, 0)
-        async with server, pyloop.Server(lambda conn, message: None, host=host) as native:
-            for port in (server.sockets[0].getsockname()[1], native.port):
-                _, writer = await asyncio.open_connection(host, port)
-                writer.close()
-                await writer.wait_closed()
-            transport, _ = await loop.create_datagram_endpoint(
-                asyncio.DatagramProtocol, remote_addr=(host, 9)
-            )
-            transport.close()
-
-    run(main())
-
-
-def test_names_go_through_the_executor(loop, run, monkeypatch):
-    asked = []
-    ask = loop.run_in_executor
-    monkeypatch.setattr(
-        loop, "run_in_executor", lambda *args: (asked.append(args[2:4]), ask(*args))[1]
-    )
-
-    async def main():
-        infos = await loop.getaddrinfo("localhost", 80, family=socket.AF_INET)
-        assert infos[0][4] == ("127.0.0.1", 80)
-        assert asked == [("localhost", 80)]
-        with pytest.raises(socket.gaierror):
-            await loop.getaddrinfo("127.0.0.1", "no-such-service")
-        assert len(asked) == 2
 
     run(main())

@@ -1,4 +1,4 @@
-"""Numbers of closed sockets: what a call that waited left watched under one harms no later owner."""
+"""Numbers of closed sockets: what a call left watched under one harms no later owner."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import os
 import socket
 
 import pytest
+from ends import pair, started
 from peers import until
-from test_sock_calls import pair, started
 
 import pyloop
 from pyloop.core import lib
@@ -21,7 +21,7 @@ MOST_TURNS = 50  # of an idle loop in that time, with room for everything but sp
 
 @pytest.fixture(params=["closed", "copied"])
 def left(request, loop, run, caplog):
-    """The number of a socket that was closed while it was watched; "copied": it lives on elsewhere."""
+    """The number of a socket that was closed while watched; "copied": the file is still open."""
     with contextlib.ExitStack() as stack:
 
         async def leave():
