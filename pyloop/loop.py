@@ -11,6 +11,7 @@ import errno
 import os
 import selectors
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Mapping
@@ -216,10 +217,22 @@ class Loop(SocketCalls, Subprocesses, asyncio.SelectorEventLoop):
         signal.set_wakeup_fd(previous, warn_on_full_buffer=previous != ours)
 
     def remove_signal_handler(self, sig: int) -> bool:
+        former = None  # the stdlib switches off whosever fd it is with the last handler
+        if not self.is_running() and sig in self._signal_handlers:  # type: ignore[attr-defined]
+            former = self._own_wakeup_fd()
         removed = super().remove_signal_handler(sig)
-        if removed and self.is_running():
-            self._own_wakeup_fd()  # the stdlib switches it off with the last handler
+        if former is not None:
+            self._restore_wakeup_fd(former)
+        elif removed:
+            self._own_wakeup_fd()
         return removed
+
+    def _remove_signal_handlers(self) -> None:
+        """Before the core goes, whose fd they need; elsewhere than here the stdlib's close fails."""
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and not self._closed and not sys.is_finalizing():
+            for number in tuple(self._signal_handlers):  # type: ignore[attr-defined]
+                self.remove_signal_handler(number)
 
     def _process_events(self, event_list: Any) -> None:
         self._core.dispatch.walk()
@@ -246,6 +259,7 @@ class Loop(SocketCalls, Subprocesses, asyncio.SelectorEventLoop):
             self._thread_id = None  # the thread that ran it stayed in the parent
         if self.is_running():
             raise RuntimeError("Cannot close a running event loop")
+        self._remove_signal_handlers()
         with self._wake_lock:
             super().close()
 
