@@ -228,7 +228,7 @@ class Loop(SocketCalls, Subprocesses, asyncio.SelectorEventLoop):
         return removed
 
     def _remove_signal_handlers(self) -> None:
-        """Before the core goes, whose fd they need; elsewhere than here the stdlib's close fails."""
+        """Before the core goes, whose fd they need. In another thread that is an error of close."""
         in_main = threading.current_thread() is threading.main_thread()
         if in_main and not self._closed and not sys.is_finalizing():
             for number in tuple(self._signal_handlers):  # type: ignore[attr-defined]
