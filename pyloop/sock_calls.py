@@ -135,18 +135,26 @@ class SocketCalls(asyncio.SelectorEventLoop):
             self._check_socket(sock)
         while True:
             try:
-                return sock.recv(nbytes)  # type: ignore[no-any-return]
+                data: bytes = sock.recv(nbytes)
             except _Later:
                 await self._until_ready(sock, READ)
+                continue
+            if not data:  # the end: it will be closed, and had better not be watched then
+                self._watches.release(sock.fileno(), READ)
+            return data
 
     async def sock_recv_into(self, sock: Any, buf: Any) -> int:
         if self._debug or type(sock) is not _Socket:
             self._check_socket(sock)
         while True:
             try:
-                return sock.recv_into(buf)  # type: ignore[no-any-return]
+                count: int = sock.recv_into(buf)
             except _Later:
                 await self._until_ready(sock, READ)
+                continue
+            if not count:
+                self._watches.release(sock.fileno(), READ)
+            return count
 
     async def sock_recvfrom(self, sock: Any, bufsize: int) -> tuple[bytes, Any]:
         if self._debug or type(sock) is not _Socket:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pyloop.core import lib
+from pyloop.protocol import log
 
 __all__ = ["READ", "WRITE", "Watch", "Watches", "wake"]
 
@@ -172,8 +173,14 @@ class Watches(Mapping[Any, selectors.SelectorKey]):
         self._change(watch, watch.events | event)
 
     def narrow(self, watch: Watch, event: int) -> None:
-        """Want `event` no more."""
-        self._change(watch, watch.events & ~event)
+        """Want `event` no more. Never fails: an fd that was closed is forgotten."""
+        try:
+            self._change(watch, watch.events & ~event)
+        except OSError:
+            self._change(watch, 0)
+            watch.wake_all()
+            if watch.has_callbacks():
+                log.error("fd %d was closed while it was watched; its watcher is dropped", watch.fd)
 
     def release(self, fd: int, event: int) -> None:
         """Want `event` no more, unless a callback or another call does."""

@@ -103,6 +103,16 @@ def test_interest_ends_when_the_socket_is_ready_and_nobody_waits(loop, run, ends
     run(main())
 
 
+def test_interest_ends_with_the_stream(loop, run, ends):
+    async def main():
+        ours, theirs = ends
+        task = await started(loop.sock_recv(ours, 8))
+        theirs.shutdown(socket.SHUT_WR)
+        assert await task == b"" and ours not in loop._selector.get_map()
+
+    run(main())
+
+
 def test_receiver_and_sender_wait_for_one_socket(loop, run, ends):
     async def main():
         ours, theirs = ends

@@ -180,6 +180,31 @@ def test_number_that_nobody_takes_is_forgotten_in_silence(loop, run, left):
     run(main())  # and `left` has seen to what was logged
 
 
+def test_socket_closed_while_watched_for_both_is_forgotten_in_silence(loop, run, caplog):
+    """It is readable by the copy's life, and what is left to want of it cannot be told to epoll."""
+
+    async def main():
+        ours, theirs = pair()
+        with theirs, ours.dup():
+            waiting = [
+                await started(loop.sock_recv(ours, 8)),
+                await started(loop.sock_sendall(ours, bytes(1 << 20))),
+            ]
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            fd = ours.fileno()
+            assert loop._selector.get_key(fd).events == 3
+            theirs.send(b"one")
+            ours.close()
+            await until(lambda: fd not in loop._selector.get_map())
+            assert await is_idle(loop)
+
+    with caplog.at_level(logging.WARNING, "pyloop"):
+        run(main())
+    assert caplog.records == []
+
+
 def test_callback_whose_fd_is_closed_is_missed_aloud(backend, loop, run, caplog):
     async def main():
         ours, theirs = pair()
