@@ -31,7 +31,7 @@ void lose_fd(struct pl_loop *loop, int fd)
         c->fd = -1; /* nor is it ours to close */
         conn_kill(loop, c, -EBADF);
     } else
-        batch_push(&loop->batch, PL_EV_BADFD, (uint64_t)fd);
+        batch_push(&loop->batch, PL_EV_BADFD, (uint64_t)fd)->value = entry.owner == OWNER_WATCHER;
     if (entry.owner == OWNER_LISTENER)
         listener_drop(loop, entry.index);
 }

@@ -88,6 +88,7 @@ class Acceptor(Owner):
         """Begin to accept on listening sockets, whose fds the core borrows."""
         core = self._core
         for sock in sockets:
+            core.watches.vacate(sock.fileno())
             code = lib.pl_listener_open(self._ptr, self._group.number, sock.fileno())
             core.check_fd(code, sock.fileno())
 

@@ -109,6 +109,7 @@ def _adopt(
     ptr, ident = loop._open_core(), ffi.new("uint64_t *")
     peer = sock.getpeername()
     group.open(ptr)
+    loop._watches.vacate(sock.fileno())
     try:
         check(lib.pl_conn_open(ptr, group.number, sock.fileno(), ident), ptr)
     finally:

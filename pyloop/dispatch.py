@@ -41,7 +41,7 @@ class Dispatch:
         self.connections: list[Connection | None] = []
         self.owners: dict[int, Owner] = {}
         self.on_signal: Callable[[int], None] = lambda number: None
-        self.on_bad_fd: Callable[[int], None] = lambda fd: None
+        self.on_bad_fd: Callable[[int], bool] = lambda fd: False
         self._ready = ready
         self._raw = lib.pl_loop_events(ptr)
         self._view = memoryview(ffi.buffer(self._raw, _BATCH_BYTES))
@@ -104,6 +104,13 @@ class Dispatch:
         if slot >= len(self.connections):
             self.connections += [None] * (slot + 1 - len(self.connections))
         self.connections[slot] = conn
+
+    def owner_of(self, fd: int) -> Any:
+        """The connection that has an fd of the core; None: it is a server's, or the loop's own."""
+        for conn in filter(None, self.connections):
+            if lib.pl_conn_fd(self.ptr, conn._id) == fd:
+                return conn
+        return None
 
     def close(self) -> None:
         """Cut the connections off from a core that is about to be freed."""
@@ -205,8 +212,9 @@ class Dispatch:
             owner.refused(self._raw[self._index()].value)
 
     def _bad_fd(self, fd: int, start: int, end: int) -> None:
-        log.error("fd %d was closed while it was watched; its watcher is dropped", fd)
-        self.on_bad_fd(fd)
+        is_watcher = self._raw[self._index()].value
+        if self.on_bad_fd(fd) or not is_watcher:  # else nobody is there, or it finds out by itself
+            log.error("fd %d was closed while it was watched; its watcher is dropped", fd)
 
     def _signal(self, slot: int, start: int, end: int) -> None:
         self.on_signal(self._raw[self._index()].value)

@@ -11,18 +11,22 @@ import errno
 import os
 import selectors
 import signal
+import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from pyloop.core import check, failure, ffi, is_foreign, lib
 from pyloop.dispatch import Dispatch
 from pyloop.groups import Groups
 from pyloop.page import Page
 from pyloop.pipes import Pipes
+from pyloop.sock_calls import SocketCalls
 from pyloop.stats import LoopStats, loop_stats
 from pyloop.streams import Acceptor, Streams
+from pyloop.subprocesses import Subprocesses
+from pyloop.watches import Watches
 
 __all__ = ["Loop", "new_event_loop", "running_loop"]
 
@@ -58,40 +62,11 @@ def _timeout_ns(timeout: float | None) -> int:
     return min(-int(-timeout * 1_000_000_000 // 1), _LONGEST_WAIT_NS)
 
 
-class _KeyMap(Mapping[Any, selectors.SelectorKey]):
-    """The watched fds, found by fd or by an object that has one."""
-
-    def __init__(self) -> None:
-        self.keys_by_fd: dict[int, selectors.SelectorKey] = {}
-
-    def __getitem__(self, fileobj: Any) -> selectors.SelectorKey:
-        try:
-            return self.keys_by_fd[_fd_of(fileobj)]
-        except ValueError:  # closed meanwhile: its number is -1
-            for key in self.keys_by_fd.values():
-                if key.fileobj is fileobj:
-                    return key
-            raise KeyError(f"{fileobj!r} is not registered") from None
-
-    def __len__(self) -> int:
-        return len(self.keys_by_fd)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.keys_by_fd)
-
-
-def _fd_of(fileobj: Any) -> int:
-    fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
-    if not isinstance(fd, int) or fd < 0:
-        raise ValueError(f"invalid file descriptor: {fd!r}")
-    return fd
-
-
-class CoreSelector(selectors.BaseSelector):
-    """The core behind the interface that asyncio expects of a selector.
+class CoreSelector:
+    """The core behind what asyncio expects of a selector.
 
     `select` is one tick; it returns how many events the batch has, and `Loop._process_events`
-    walks them.
+    walks them. What is watched is in `watches`, and SocketCalls enters it there.
     """
 
     def __init__(self, backend: str) -> None:
@@ -99,9 +74,8 @@ class CoreSelector(selectors.BaseSelector):
         self.ptr = lib.pl_loop_new(_choose_backend(backend), error)
         if self.ptr == ffi.NULL:
             raise failure(error[0])
-        self._map = _KeyMap()
-        self._by_fd = self._map.keys_by_fd
         self.dispatch = Dispatch(self.ptr, self._ignore)
+        self.watches = Watches(self._watch, self.dispatch.owner_of)
 
     @staticmethod
     def _ignore(fd: int, mask: int) -> None:
@@ -111,8 +85,11 @@ class CoreSelector(selectors.BaseSelector):
         """As core.check, for this loop."""
         return check(code, self.ptr)
 
-    def _watch(self, fd: int, events: int) -> None:
-        self.check_fd(lib.pl_watch(self.ptr, fd, events), fd)
+    def _watch(self, fd: int, events: int) -> bool:
+        code = lib.pl_watch(self.ptr, fd, events)
+        if code < 0 and code != -errno.EEXIST:
+            self.check_fd(code, fd)
+        return bool(code == 0)
 
     def check_fd(self, code: int, fd: int) -> None:
         """As check, for a call that begins to watch `fd`."""
@@ -122,27 +99,6 @@ class CoreSelector(selectors.BaseSelector):
                 'backend="select": use backend="auto"'
             )
         self.check(code)
-
-    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        fd = _fd_of(fileobj)
-        if fd in self._by_fd:
-            raise KeyError(f"fd {fd} is already registered")
-        self._watch(fd, events)
-        key = self._by_fd[fd] = selectors.SelectorKey(fileobj, fd, events, data)
-        return key
-
-    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        old = self._map[fileobj]
-        if events != old.events:
-            self._watch(old.fd, events)
-        key = self._by_fd[old.fd] = old._replace(events=events, data=data)
-        return key
-
-    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        key = self._map[fileobj]
-        self.check(lib.pl_watch(self.ptr, key.fd, 0))
-        del self._by_fd[key.fd]
-        return key
 
     def select(self, timeout: float | None = None) -> Any:
         dispatch = self.dispatch
@@ -155,10 +111,10 @@ class CoreSelector(selectors.BaseSelector):
         return count
 
     def get_key(self, fileobj: Any) -> selectors.SelectorKey:
-        return self._map[fileobj]
+        return self.watches[fileobj]
 
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        return self._map
+        return self.watches
 
     def close(self) -> None:
         if self.ptr == ffi.NULL:
@@ -167,7 +123,7 @@ class CoreSelector(selectors.BaseSelector):
             self.dispatch.close()
         finally:
             ptr, self.ptr = self.ptr, ffi.NULL
-            self._by_fd.clear()
+            self.watches.by_fd.clear()
             check(lib.pl_loop_free(ptr))
 
 
@@ -181,7 +137,7 @@ class _WakeupFd:
         return self._fd
 
 
-class Loop(Streams, Pipes, asyncio.SelectorEventLoop):
+class Loop(SocketCalls, Streams, Pipes, Subprocesses, asyncio.SelectorEventLoop):
     """An asyncio event loop whose waiting, and whose native connections, are pyloop's C core.
 
     Args:
@@ -192,7 +148,6 @@ class Loop(Streams, Pipes, asyncio.SelectorEventLoop):
         ValueError: an unknown backend.
     """
 
-    _selector: CoreSelector
     _csock: Any
 
     def __init__(self, backend: str = "auto") -> None:
@@ -202,7 +157,8 @@ class Loop(Streams, Pipes, asyncio.SelectorEventLoop):
         self._counters: Any = ffi.new("struct pl_loop_counters *")
         try:
             self._core.check(lib.pl_loop_count_in(self._core.ptr, self._counters))
-            super().__init__(self._core)
+            self._watches = self._core.watches
+            super().__init__(cast(Any, self._core))
         except BaseException:
             self._core.close()
             raise
@@ -231,13 +187,13 @@ class Loop(Streams, Pipes, asyncio.SelectorEventLoop):
         self._page, self._counters = page, counters  # and the former ones may go
 
     def _open_core(self) -> Any:
-        self._check_closed()  # type: ignore[attr-defined]
+        self._check_closed()
         return self._core.ptr
 
     # ---- running ----
 
     def run_forever(self) -> None:
-        self._check_closed()  # type: ignore[attr-defined]
+        self._check_closed()
         self._check_running()  # type: ignore[attr-defined]
         self._core.check(lib.pl_loop_enter(self._core.ptr))
         in_main = threading.current_thread() is threading.main_thread()
@@ -266,32 +222,25 @@ class Loop(Streams, Pipes, asyncio.SelectorEventLoop):
         signal.set_wakeup_fd(previous, warn_on_full_buffer=previous != ours)
 
     def remove_signal_handler(self, sig: int) -> bool:
+        former = None  # the stdlib switches off whosever fd it is with the last handler
+        if not self.is_running() and sig in self._signal_handlers:  # type: ignore[attr-defined]
+            former = self._own_wakeup_fd()
         removed = super().remove_signal_handler(sig)
-        if removed and self.is_running():
-            self._own_wakeup_fd()  # the stdlib switches it off with the last handler
+        if former is not None:
+            self._restore_wakeup_fd(former)
+        elif removed:
+            self._own_wakeup_fd()
         return removed
+
+    def _remove_signal_handlers(self) -> None:
+        """Before the core goes, whose fd they need. In another thread that is an error of close."""
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and not self._closed and not sys.is_finalizing():
+            for number in tuple(self._signal_handlers):  # type: ignore[attr-defined]
+                self.remove_signal_handler(number)
 
     def _process_events(self, event_list: Any) -> None:
         self._core.dispatch.walk()
-
-    def _fd_ready(self, fd: int, mask: int) -> None:
-        key = self._core._by_fd.get(fd)
-        if key is None:
-            return
-        reader, writer = key.data
-        if mask & lib.PL_READ and reader is not None:
-            if reader._cancelled:
-                self._remove_reader(fd)  # type: ignore[attr-defined]
-            else:
-                self._add_callback(reader)  # type: ignore[attr-defined]
-        if mask & lib.PL_WRITE and writer is not None:
-            if writer._cancelled:
-                self._remove_writer(fd)  # type: ignore[attr-defined]
-            else:
-                self._add_callback(writer)  # type: ignore[attr-defined]
-
-    def _fd_vanished(self, fd: int) -> None:
-        self._core._by_fd.pop(fd, None)
 
     # ---- waking ----
 
@@ -315,6 +264,7 @@ class Loop(Streams, Pipes, asyncio.SelectorEventLoop):
             self._thread_id = None  # the thread that ran it stayed in the parent
         if self.is_running():
             raise RuntimeError("Cannot close a running event loop")
+        self._remove_signal_handlers()
         with self._wake_lock:
             super().close()
 

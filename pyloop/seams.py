@@ -5,6 +5,8 @@ What is only imported stands here by name. What Loop overrides, the stdlib calls
     _make_socket_transport, _make_ssl_transport     streams.py's and the servers' way to a transport
     _make_read_pipe_transport, _make_write_pipe_transport
     _start_serving, _stop_serving                   base_events.Server
+    _make_subprocess_transport, _child_watcher_callback     where processes get a thread each (3.11)
+    _add_reader, _add_writer, _remove_reader, _remove_writer, _ensure_fd_no_transport
     _sendfile_native                                loop.sendfile
     _make_self_pipe, _close_self_pipe, _write_to_self, _process_events
 

@@ -136,8 +136,9 @@ class Acceptor:
         self.family, self.proto = sock.family, sock.proto
         self.context = contextvars.copy_context()
         self._core = loop._core
-        self._group = loop._groups.make_default(lib.PL_NODELAY)
         self._fd = sock.fileno()
+        self._core.watches.vacate(self._fd)
+        self._group = loop._groups.make_default(lib.PL_NODELAY)
         code = lib.pl_listener_open(self._core.ptr, self._group, self._fd)
         try:
             self._core.check_fd(code, self._fd)

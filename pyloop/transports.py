@@ -129,6 +129,7 @@ class CoreTransport(FlowControlMixin):
         ident = ffi.new("uint64_t *")
         fd = self._file.fileno()
         group = self._loop._groups.number(self._flags)
+        core.watches.vacate(fd)
         core.check_fd(lib.pl_conn_open(core.ptr, group, fd, ident), fd)
         self._enter(core, ident[0])
 

@@ -40,7 +40,7 @@ PYTHON_LEVELS = """
     acceptor
     forking
     channel rings turns loop
-    streams pipes
+    streams pipes sock_calls subprocesses watches
     dispatch transports tls handlers
     served_tls
     served

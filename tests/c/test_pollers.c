@@ -225,6 +225,33 @@ static void test_reused_number_is_watched_anew(void)
     close_both(new_);
 }
 
+/* A copy keeps the file open, so epoll goes on reporting it under a number that is closed or another's by now. */
+static void test_fd_closed_while_a_copy_lives_is_reported_no_more(void)
+{
+    for (int reused = 0; reused < 2; reused++) {
+        struct poller p;
+        int old[2], fresh[2];
+        CHECK(poller_init(&p, ops) == 0 && pipe(old) == 0 && pipe(fresh) == 0);
+        CHECK(ops->set(&p, old[0], 0, PL_READ) == 0 && ops->set(&p, fresh[0], 0, PL_READ) == 0);
+        int copy = dup(old[0]);
+        CHECK(copy >= 0 && write(old[1], "x", 1) == 1 && close(old[0]) == 0);
+        CHECK(ops->set(&p, old[0], PL_READ, 0) == 0);
+        if (reused) {
+            CHECK(dup2(fresh[0], old[0]) == old[0] && ops->set(&p, old[0], 0, PL_READ) == 0);
+        }
+        (void)ops->wait(&p, 0); /* epoll notices */
+        int64_t start = sock_now();
+        CHECK(ops->wait(&p, 2 * MS) == 0 && sock_now() - start >= 2 * MS);
+        CHECK(write(fresh[1], "x", 1) == 1 && ops->wait(&p, 0) == 1 + reused);
+        poller_fini(&p);
+        close(copy);
+        close(old[1]);
+        close_both(fresh);
+        if (reused)
+            close(old[0]);
+    }
+}
+
 static void test_file_is_always_ready(void)
 {
     struct poller p;
@@ -313,6 +340,7 @@ static int run_backend(int backend)
     RUN(test_closed_fd_is_found_once);
     RUN(test_highest_fd_removed_and_closed_is_not_asked_for);
     RUN(test_reused_number_is_watched_anew);
+    RUN(test_fd_closed_while_a_copy_lives_is_reported_no_more);
     RUN(test_file_is_always_ready);
     RUN(test_file_replaced_by_pipe_is_polled);
     RUN(test_signal_ends_the_wait);
