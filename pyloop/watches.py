@@ -109,14 +109,23 @@ class Watches(Mapping[Any, selectors.SelectorKey]):
                     return watch
             return None
 
+    def _owned(self, fd: int) -> RuntimeError:
+        owner = self._owner_of(fd)
+        return RuntimeError(f"File descriptor {fd} is used by transport {owner!r}")
+
+    def refuse_owned(self, fileobj: Any) -> None:
+        """Raise RuntimeError if a connection or a server has the fd."""
+        fd = _fd_of(fileobj)
+        if fd not in self.by_fd and not self._want(fd, 0):
+            raise self._owned(fd)
+
     def _change(self, watch: Watch, events: int) -> None:
         fd = watch.fd
         if not self._want(fd, events):
             self.by_fd.pop(fd, None)  # closed before, if this is about less than it was
             watch.wake_all()
             if events & ~watch.events:
-                owner = self._owner_of(fd)
-                raise RuntimeError(f"File descriptor {fd} is used by transport {owner!r}")
+                raise self._owned(fd)
         elif events:
             self.by_fd[fd] = watch
         else:

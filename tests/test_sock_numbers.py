@@ -272,7 +272,10 @@ def test_fd_of_a_connection_is_refused_to_callbacks_and_calls(loop, run, tmp_pat
                 loop.add_writer(fd, print)
             with pytest.raises(RuntimeError, match=said):
                 await loop.sock_recv(alias, 8)
-            assert not loop.remove_reader(fd) and not loop.remove_writer(fd)
+            for remove in (loop.remove_reader, loop.remove_writer):
+                with pytest.raises(RuntimeError, match=said):
+                    remove(fd)
+            assert not loop.remove_reader(0)
             alias.detach()
             with pytest.raises(RuntimeError, match=r"is used by transport None"):
                 loop.add_reader(server.sockets[0].fileno(), print)
