@@ -238,7 +238,7 @@ async def proxy(reader, writer):
 def test_download_goes_by_start_tls_through_a_proxy(run):
     async def main():
         server = await asyncio.start_server(proxy, "127.0.0.1", 0)
-        there = "http://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+        there = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         async with server, serving(web.get("/", download), tls=True) as url:
             async with client() as session, session.get(url, proxy=there) as response:
                 got = await digest_async(response.content.iter_any())

@@ -29,7 +29,7 @@ async def answering(answer):
 
     server = await asyncio.start_server(talk, "127.0.0.1", 0)
     async with server:
-        yield "http://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 @pytest.mark.parametrize("way", ["tls", "unix"])
@@ -136,11 +136,11 @@ def test_server_that_breaks_off_is_an_error(run, end, error):
 
     async def main():
         async with answering(broken) as url, client(url) as http:
-            with pytest.raises(error):
-                async with http.stream("GET", "/") as response:
-                    parts = response.aiter_raw()
-                    assert await anext(parts) == b"only this"
-                    go_on.set()
+            async with http.stream("GET", "/") as response:
+                parts = response.aiter_raw()
+                assert await anext(parts) == b"only this"
+                go_on.set()
+                with pytest.raises(error):
                     await anext(parts)
 
     run(main())
