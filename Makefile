@@ -32,7 +32,7 @@ test: $(VENV)/.test $(VENV)/.built ## build and run all tests, those of the C co
 	@$(MAKE) -j2 -O ARGS= test-asyncio asan tsan # the first hardly computes, it waits
 	@$(PY) -m pytest -n 3 $(ARGS)
 
-# Results and what failed in detail: build/asyncio-$(BACKEND). It is no stock loop's debug mode that is tested.
+# What failed, in detail, is left in build/asyncio-$(BACKEND)/results.json.
 test-asyncio: $(VENV)/.built ## CPython's own asyncio tests on a pyloop.Loop: SUITE=../shared/asyncio-suite, BACKEND=epoll
 	@if [ ! -e "$(SUITE)/aio_suite.py" ]; then \
 		echo "skipped: CPython's asyncio tests, because there is no $(SUITE)/aio_suite.py"; \
