@@ -13,7 +13,7 @@ from peers import deaf_peer, exchange, peer_of, read_all, tls_contexts, until
 import pyloop
 
 BIG = bytes(range(256)) * 40_000  # 10 MB
-CLIENTS = 30
+CLIENTS = 15
 POURED = 800  # times 64 KiB: more than the kernel keeps on four ends
 tls_or_not = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 

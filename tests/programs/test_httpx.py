@@ -7,7 +7,7 @@ import contextlib
 
 import httpx
 import pytest
-from bodies import LARGE, blocks, blocks_async, digest, digest_async
+from bodies import LARGE, blocks, blocks_async, digest, digest_async, on_two_backends
 from peers import reset
 from uvicorns import ask_many, certificate, serving
 
@@ -33,6 +33,7 @@ async def answering(answer):
 
 
 @pytest.mark.parametrize("way", ["tls", "unix"])
+@on_two_backends
 def test_large_bodies_both_ways_at_once(run, tmp_path, way):
     settings, context, transport = {"uds": str(tmp_path / "s")}, True, None
     if way == "tls":

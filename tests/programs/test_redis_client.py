@@ -11,7 +11,7 @@ from bodies import blocks, standstill
 from brokers import RedisServer
 from redis import asyncio as redis
 
-BIG = b"".join(blocks(20 << 20))
+BIG = b"".join(blocks(10 << 20))
 _keys = itertools.count()
 
 

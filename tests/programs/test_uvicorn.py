@@ -87,6 +87,7 @@ def test_stop_waits_for_the_answer_that_has_begun(run, backend, tmp_path):
 # ---- on this loop ----
 
 
+@on_two_backends
 def test_requests_over_kept_connections(run, backend):
     async def main():
         async with serving(http="h11") as url, limited(base_url=url) as client:
@@ -165,6 +166,7 @@ def test_reset_in_a_download_leaves_the_others_alone(run):
     run(main())
 
 
+@on_two_backends
 def test_tls_and_websocket_on_one_port(run, tmp_path):
     options, context = certificate(tmp_path)
 

@@ -138,14 +138,14 @@ def test_cancelled_receive_loses_no_message(run):
     run(main())
 
 
-def test_hundred_clients_hear_a_broadcast_over_a_unix_socket(run, tmp_path):
+def test_many_clients_hear_a_broadcast_over_a_unix_socket(run, tmp_path):
     path = str(tmp_path / "s")
 
     async def main():
         async with unix_serve(echo, path) as server, contextlib.AsyncExitStack() as stack:
-            clients = [await stack.enter_async_context(unix_connect(path)) for _ in range(100)]
+            clients = [await stack.enter_async_context(unix_connect(path)) for _ in range(40)]
             broadcast(server.connections, "to all")
             heard = await asyncio.gather(*(socket.recv() for socket in clients))
-            assert heard == ["to all"] * 100
+            assert heard == ["to all"] * 40
 
     run(main())
