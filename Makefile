@@ -29,7 +29,7 @@ run: $(VENV)/.built ## build and start the chat server on 127.0.0.1:8888 (Ctrl-C
 	@exec $(PY) examples/chat.py
 
 test: $(VENV)/.test $(VENV)/.built ## build and run all tests, those of the C core under sanitizers first
-	@$(MAKE) -j2 -O ARGS= test-asyncio asan tsan # the first hardly computes, it waits
+	@$(MAKE) -j2 ARGS= test-asyncio asan tsan # the first mostly waits
 	@$(PY) -m pytest -n 3 $(ARGS)
 
 # What failed, in detail, is left in build/asyncio-$(BACKEND)/results.json.

@@ -41,6 +41,7 @@ class PostgresServer(BrokerServer):
     ends_by = signal.SIGQUIT  # which ends connections at once, and leaves no shared memory
 
     def __init__(self) -> None:
+        self.require()
         self.user = other_user()
         become = ("setpriv", f"--reuid={self.user}", "--clear-groups") if self.user else ()
         self._home = tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp")
@@ -67,7 +68,6 @@ class PostgresServer(BrokerServer):
         return ["-D", str(self.directory / "data"), *options]
 
     def __enter__(self) -> BrokerServer:
-        self.require()
         pem = self.directory / "server.pem"
         CA.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pem)
         pem.chmod(0o600)
