@@ -149,3 +149,26 @@ def test_many_clients_hear_a_broadcast_over_a_unix_socket(run, tmp_path):
             assert heard == ["to all"] * 40
 
     run(main())
+
+
+def test_abort_ends_a_sender_that_is_held_back(run):
+    """At once, with all that it had queued: the peer never reads, so nothing else would end it."""
+    ended = asyncio.Event()
+
+    async def deaf(socket):
+        await ended.wait()
+
+    async def send(socket):
+        while True:
+            await socket.send(BIG)
+
+    async def main():
+        async with talking(deaf, max_queue=1, close_timeout=0.1) as socket:
+            sender = asyncio.create_task(send(socket))
+            await standstill(socket.transport.get_write_buffer_size)
+            socket.transport.abort()
+            with pytest.raises(ConnectionClosedError):
+                await sender
+            ended.set()
+
+    run(main())
