@@ -8,13 +8,15 @@ VENV ?= .venv
 SECONDS ?= 60
 ROWS ?=
 ROUNDS ?= 5
+SUITE ?= ../shared/asyncio-suite
+BACKEND ?= epoll
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
 CORE := $(wildcard csrc/*.c csrc/*.h csrc/fastpath/*.c csrc/fastpath/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check asan tsan fuzz bench bench-all bench-models soak docs wheel format clean build
+.PHONY: help run test test-asyncio check asan tsan fuzz bench bench-all bench-models soak docs wheel format clean build
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .PRECIOUS: build/asan/%.o build/tsan/%.o build/steps/%.o build/strict/%.o
 .DELETE_ON_ERROR:
@@ -27,8 +29,19 @@ run: $(VENV)/.built ## build and start the chat server on 127.0.0.1:8888 (Ctrl-C
 	@exec $(PY) examples/chat.py
 
 test: $(VENV)/.test $(VENV)/.built ## build and run all tests, those of the C core under sanitizers first
-	@$(MAKE) asan tsan
+	@$(MAKE) -j2 ARGS= test-asyncio asan tsan # the first mostly waits
 	@$(PY) -m pytest -n 3 $(ARGS)
+
+# What failed, in detail, is left in build/asyncio-$(BACKEND)/results.json.
+test-asyncio: $(VENV)/.built ## CPython's own asyncio tests on a pyloop.Loop: SUITE=../shared/asyncio-suite, BACKEND=epoll
+	@if [ ! -e "$(SUITE)/aio_suite.py" ]; then \
+		echo "skipped: CPython's asyncio tests, because there is no $(SUITE)/aio_suite.py"; \
+	elif ! $(PY) -c 'import importlib.util as u; raise SystemExit(not u.find_spec("test.test_asyncio"))' 2>/dev/null; then \
+		echo "skipped: CPython's asyncio tests, because this Python has none (Debian: apt-get install libpython3-testsuite)"; \
+		[ -z "$$PYLOOP_CI" ]; \
+	else echo "-- CPython's asyncio tests, $(BACKEND)"; \
+		PYLOOP_BACKEND=$(BACKEND) env -u PYTHONASYNCIODEBUG -u PYTHONDEVMODE $(PY) -X faulthandler "$(SUITE)/aio_suite.py" \
+		pyloop:new_event_loop --expected tests/asyncio_expected.txt -o build/asyncio-$(BACKEND) $(ARGS); fi
 
 build: $(VENV)/.built ## build into the checkout, as run and test do by themselves
 
@@ -177,8 +190,9 @@ format: $(VENV)/.dev ## rewrite Python and C as ruff and clang-format want them
 	@$(PY) -m ruff format -q .
 	@$(VENV)/bin/clang-format -i $(C_FILES)
 
-soak: $(VENV)/.test $(VENV)/.built ## the long runs: leaks, fds, memory (SECONDS=60)
-	@PYLOOP_SOAK_SECONDS=$(SECONDS) $(PY) -m pytest -s -o 'norecursedirs=.*' -o timeout=0 -o faulthandler_timeout=0 tests/soak $(ARGS)
+soak: $(VENV)/.test $(VENV)/.built ## the long runs: leaks, fds, memory (SECONDS=60); CPython's asyncio tests on select
+	@status=0; $(MAKE) test-asyncio BACKEND=select ARGS= || status=$$?; \
+	PYLOOP_SOAK_SECONDS=$(SECONDS) $(PY) -m pytest -s -o 'norecursedirs=.*' -o timeout=0 -o faulthandler_timeout=0 tests/soak $(ARGS) || status=$$?; exit $$status
 
 bench: $(VENV)/.bench $(VENV)/.built ## the benchmark rows that have a target, a file, timers, channels and the bus, in some five minutes
 	@status=0; \

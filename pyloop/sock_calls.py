@@ -67,14 +67,14 @@ class SocketCalls(asyncio.SelectorEventLoop):
 
     def remove_reader(self, fd: Any) -> bool:
         """As the stdlib's; a connection's fd is refused, as add_reader does."""
-        removed: bool = super().remove_reader(fd)  # type: ignore[misc]
+        removed: bool = super().remove_reader(fd)
         if not removed and not self.is_closed():
             self._watches.refuse_owned(fd)
         return removed
 
     def remove_writer(self, fd: Any) -> bool:
         """As remove_reader."""
-        removed: bool = super().remove_writer(fd)  # type: ignore[misc]
+        removed: bool = super().remove_writer(fd)
         if not removed and not self.is_closed():
             self._watches.refuse_owned(fd)
         return removed

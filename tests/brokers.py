@@ -38,6 +38,7 @@ class BrokerServer:
     program: str
     scheme: str
     says_ready: str
+    ends_by: signal.Signals = signal.SIGKILL
 
     def __init__(self, directory: Path, host: str = "127.0.0.1", prefix: tuple[str, ...] = ()):
         self.directory, self.host, self.prefix = directory, host, prefix
@@ -100,7 +101,7 @@ class BrokerServer:
     def stop(self) -> None:
         """End it, at once: all connections are cut off."""
         if self._process is not None:
-            self._process.kill()
+            self._process.send_signal(self.ends_by)
             self._process.wait(TIMEOUT)
             self._process = None
 

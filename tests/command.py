@@ -97,6 +97,9 @@ def children(pid: int) -> dict[int, str]:
 class Command:
     """The command, running in `directory`, where `modules` have been written."""
 
+    program = ("pyloop", "serve")
+    says_where = r"listening on [\w.]+:(\d+),"
+
     def __init__(
         self, directory: Path, *args: str, env: dict[str, str] | None = None, **modules: str
     ) -> None:
@@ -109,7 +112,7 @@ class Command:
         self._errors = directory / "stderr"
         with self._errors.open("wb") as errors, (directory / "stdout").open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pyloop", "serve", *args],
+                [sys.executable, "-m", *self.program, *args],
                 cwd=directory,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -141,7 +144,7 @@ class Command:
 
     @property
     def port(self) -> int:
-        return int(self.wait_for(r"listening on [\w.]+:(\d+),")[1])
+        return int(self.wait_for(self.says_where)[1])
 
     def dial(self) -> pyloop.BlockingConnection:
         return pyloop.dial("127.0.0.1", self.port, framing=pyloop.Lines(1 << 20), timeout=TIMEOUT)

@@ -44,10 +44,11 @@ async def answer(peer, data, count=None):
     return await reader.readexactly(len(data) if count is None else count)
 
 
-def reset(writer):
-    """Close a client's socket with a reset."""
-    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    writer.transport.abort()
+def reset(end):
+    """Close the socket of something that has a transport with a reset."""
+    sock = end.transport.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    end.transport.abort()
 
 
 @contextlib.contextmanager
