@@ -34,6 +34,10 @@ def _fd_of(fileobj: Any) -> int:
     return fd
 
 
+def _owned(fd: int, owner: object) -> RuntimeError:
+    return RuntimeError(f"File descriptor {fd} is used by transport {owner!r}")
+
+
 def _nothing() -> None:
     return None
 
@@ -109,15 +113,11 @@ class Watches(Mapping[Any, selectors.SelectorKey]):
                     return watch
             return None
 
-    def _owned(self, fd: int) -> RuntimeError:
-        owner = self._owner_of(fd)
-        return RuntimeError(f"File descriptor {fd} is used by transport {owner!r}")
-
     def refuse_owned(self, fileobj: Any) -> None:
-        """Raise RuntimeError if a connection or a server has the fd."""
+        """Raise RuntimeError if a connection has the fd."""
         fd = _fd_of(fileobj)
-        if fd not in self.by_fd and not self._want(fd, 0):
-            raise self._owned(fd)
+        if fd not in self.by_fd and not self._want(fd, 0) and (owner := self._owner_of(fd)):
+            raise _owned(fd, owner)
 
     def _change(self, watch: Watch, events: int) -> None:
         fd = watch.fd
@@ -125,7 +125,7 @@ class Watches(Mapping[Any, selectors.SelectorKey]):
             self.by_fd.pop(fd, None)  # closed before, if this is about less than it was
             watch.wake_all()
             if events & ~watch.events:
-                raise self._owned(fd)
+                raise _owned(fd, self._owner_of(fd))
         elif events:
             self.by_fd[fd] = watch
         else:
