@@ -126,6 +126,118 @@ int64_t sock_send(int fd, const struct iovec *iov, int n)
     }
 }
 
+/* ---- datagrams ---- */
+
+static struct msghdr header_of(const struct packet *packet, struct iovec *iov)
+{
+    struct msghdr msg = {0};
+    *iov = (struct iovec){packet->data, packet->len};
+    msg.msg_name = packet->addr_len ? packet->addr : NULL;
+    msg.msg_namelen = packet->addr_len;
+    msg.msg_iov = iov;
+    msg.msg_iovlen = 1;
+    return msg;
+}
+
+static void note_received(struct packet *packet, const struct msghdr *msg, size_t len)
+{
+    /* The kernel says how long the address is, even if there was less room. */
+    if (msg->msg_namelen < packet->addr_len)
+        packet->addr_len = msg->msg_namelen;
+    packet->len = len;
+    packet->cut = (msg->msg_flags & MSG_TRUNC) != 0;
+}
+
+static int send_each(int fd, const struct packet *packets, int n)
+{
+    for (int i = 0; i < n;) {
+        struct iovec iov;
+        struct msghdr msg = header_of(&packets[i], &iov);
+        if (sendmsg(fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0)
+            i++;
+        else if (errno != EINTR)
+            return i ? i : -errno;
+    }
+    return n;
+}
+
+static int receive_each(int fd, struct packet *packets, int n, int *error)
+{
+    for (int i = 0; i < n;) {
+        struct iovec iov;
+        struct msghdr msg = header_of(&packets[i], &iov);
+        ssize_t len = recvmsg(fd, &msg, MSG_DONTWAIT);
+        if (len >= 0) {
+            note_received(&packets[i++], &msg, (size_t)len);
+        } else if (errno != EINTR) {
+            *error = errno == EAGAIN || errno == EWOULDBLOCK ? 0 : -errno;
+            return i;
+        }
+    }
+    return n;
+}
+
+#ifdef __linux__
+
+/* -ENOSYS: a sandbox, or an emulated kernel, that knows sendmsg only. */
+static int send_many(int fd, const struct packet *packets, int n)
+{
+    struct mmsghdr msgs[PACKETS_MAX];
+    struct iovec iovs[PACKETS_MAX];
+    for (int i = 0; i < n; i++)
+        msgs[i] = (struct mmsghdr){.msg_hdr = header_of(&packets[i], &iovs[i])};
+    for (;;) {
+        int sent = sendmmsg(fd, msgs, (unsigned)n, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (sent >= 0)
+            return sent;
+        if (errno != EINTR)
+            return -errno;
+    }
+}
+
+/* Without its time-out, which is looked at only after each datagram. What ends it after the first one, the kernel
+ * keeps for the next call. */
+static int receive_many(int fd, struct packet *packets, int n, int *error)
+{
+    struct mmsghdr msgs[PACKETS_MAX];
+    struct iovec iovs[PACKETS_MAX];
+    for (int i = 0; i < n; i++)
+        msgs[i] = (struct mmsghdr){.msg_hdr = header_of(&packets[i], &iovs[i])};
+    int got;
+    do {
+        got = recvmmsg(fd, msgs, (unsigned)n, MSG_DONTWAIT, NULL);
+        *error = got < 0 ? -errno : 0;
+    } while (*error == -EINTR);
+    for (int i = 0; i < got; i++)
+        note_received(&packets[i], &msgs[i].msg_hdr, msgs[i].msg_len);
+    if (*error == -EAGAIN)
+        *error = 0;
+    return got < 0 ? 0 : got;
+}
+
+#endif
+
+int sock_send_packets(int fd, const struct packet *packets, int n)
+{
+#ifdef __linux__
+    int sent = n > 1 ? send_many(fd, packets, n) : -ENOSYS; /* for one, sendmsg costs less */
+    if (sent != -ENOSYS)
+        return sent;
+#endif
+    return send_each(fd, packets, n);
+}
+
+int sock_receive_packets(int fd, struct packet *packets, int n, int *error)
+{
+#ifdef __linux__
+    int got = receive_many(fd, packets, n, error);
+    if (*error != -ENOSYS)
+        return got;
+#endif
+    *error = 0;
+    return receive_each(fd, packets, n, error);
+}
+
 int sock_shutdown_write(int fd) { return shutdown(fd, SHUT_WR) < 0 ? -errno : 0; }
 
 int sock_set_nodelay(int fd)

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pyloop.core import check, failure, ffi, is_foreign, lib
+from pyloop.datagram_calls import DatagramCalls
 from pyloop.dispatch import Dispatch
 from pyloop.page import Page
 from pyloop.stats import LoopStats, loop_stats
@@ -178,7 +179,7 @@ class _WakeupFd:
         return self._fd
 
 
-class Loop(asyncio.SelectorEventLoop):
+class Loop(DatagramCalls, asyncio.SelectorEventLoop):
     """An asyncio event loop whose waiting, and whose native connections, are pyloop's C core.
 
     Args:

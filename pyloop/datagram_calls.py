@@ -1,0 +1,118 @@
+"""The loop's part in asyncio's datagrams: it makes the transports, and hands them their events.
+
+Sockets of families that are not in `pyloop.sockaddr` get asyncio's own transport: what Python makes
+of their addresses only its socket module knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from typing import Any
+
+from pyloop.core import MEMORY, failure, lib
+from pyloop.datagrams import HEAD_BYTES, DatagramTransport
+from pyloop.dispatch import Dispatch
+from pyloop.sockaddr import FAMILIES, AddressBook
+
+__all__ = ["DatagramCalls"]
+
+
+class Datagrams:
+    """The datagram transports of one loop, by the slot of their ids."""
+
+    def __init__(self, dispatch: Dispatch) -> None:
+        self.book = AddressBook()
+        self._dispatch = dispatch
+        self._transports: list[DatagramTransport | None] = []
+        kinds = {
+            lib.PL_EV_DATAGRAM: self._received,
+            lib.PL_EV_DATAGRAM_ERROR: self._error,
+            lib.PL_EV_DATAGRAM_RESUME: self._resume,
+            lib.PL_EV_DATAGRAM_LOST: self._lost,
+            lib.PL_EV_DATAGRAM_CUT: self._cut,
+        }
+        # Those whom nobody else holds when the core is freed close their sockets, and warn.
+        dispatch.plug(kinds, self._transports.clear)
+
+    def add(self, transport: DatagramTransport) -> None:
+        """Enter a transport: it gets its events from now on."""
+        slot = transport._id & 0xFFFFFFFF
+        if slot >= len(self._transports):
+            self._transports += [None] * (slot + 1 - len(self._transports))
+        self._transports[slot] = transport
+
+    # ---- what the kinds mean: each takes (slot, start, end) ----
+
+    def _sender(self, transport: DatagramTransport, start: int) -> Any:
+        head = MEMORY[start - HEAD_BYTES : start - HEAD_BYTES + transport._head]
+        try:
+            return self.book.senders[head]
+        except KeyError:
+            return self.book.unpack(transport._family, head)
+
+    def _received(self, slot: int, start: int, end: int) -> None:
+        transport: Any = self._transports[slot]
+        sender = self._sender(transport, start)
+        if transport._state:
+            transport._received(MEMORY[start:end], sender)
+        else:
+            transport._deliver(MEMORY[start:end], sender)
+
+    def _cut(self, slot: int, start: int, end: int) -> None:
+        transport: Any = self._transports[slot]
+        if transport.is_closing():
+            return
+        sender = self._sender(transport, start)
+        what = f"a datagram of more than {end - start} bytes from {sender!r} was dropped"
+        transport._failed(OSError(errno.EMSGSIZE, what))
+
+    def _error(self, slot: int, start: int, end: int) -> None:
+        transport: Any = self._transports[slot]
+        transport._failed(failure(self._dispatch.value()))
+
+    def _resume(self, slot: int, start: int, end: int) -> None:
+        transport: Any = self._transports[slot]
+        transport._resume_writing()
+
+    def _lost(self, slot: int, start: int, end: int) -> None:
+        transport: Any = self._transports[slot]
+        self._transports[slot] = None
+        transport._lost(self._dispatch.value())
+
+
+class DatagramCalls:
+    """What a Loop has for datagrams."""
+
+    _core: Any
+    _datagrams: Datagrams | None = None
+
+    def _make_datagram_transport(
+        self,
+        sock: socket.socket,
+        protocol: Any,
+        address: Any = None,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> Any:
+        if sock.family not in FAMILIES:
+            return super()._make_datagram_transport(  # type: ignore[misc]
+                sock, protocol, address, waiter, extra
+            )
+        if self._datagrams is None:
+            self._datagrams = Datagrams(self._core.dispatch)
+        loop: Any = self
+        transport = DatagramTransport(loop, self._datagrams.book, sock, protocol, address, extra)
+        self._datagrams.add(transport)
+        loop._transports[sock.fileno()] = transport  # so that add_reader refuses the fd
+        loop.call_soon(protocol.connection_made, transport, context=transport._context)
+        loop.call_soon(transport._catch_up)
+        if waiter is not None:
+            loop.call_soon(_release, waiter)
+        return transport
+
+
+def _release(waiter: asyncio.Future[None]) -> None:
+    if not waiter.cancelled():
+        waiter.set_result(None)
