@@ -7,6 +7,7 @@ of their addresses only its socket module knows.
 from __future__ import annotations
 
 import asyncio
+import collections
 import errno
 import socket
 from typing import Any
@@ -20,12 +21,19 @@ __all__ = ["DatagramCalls"]
 
 
 class Datagrams:
-    """The datagram transports of one loop, by the slot of their ids."""
+    """The datagram transports of one loop, by the slot of their ids.
 
-    def __init__(self, dispatch: Dispatch) -> None:
+    What the walk over a batch finds for them is called when what was scheduled before it has run:
+    programs for asyncio rely on that order. One handle serves the whole batch.
+    """
+
+    def __init__(self, loop: Any, dispatch: Dispatch) -> None:
         self.book = AddressBook()
+        self._loop = loop
         self._dispatch = dispatch
         self._transports: list[DatagramTransport | None] = []
+        # (transport, data, its sender), or (None, what to call, with what)
+        self._calls: collections.deque[tuple[Any, Any, Any]] = collections.deque()
         kinds = {
             lib.PL_EV_DATAGRAM: self._received,
             lib.PL_EV_DATAGRAM_ERROR: self._error,
@@ -33,8 +41,7 @@ class Datagrams:
             lib.PL_EV_DATAGRAM_LOST: self._lost,
             lib.PL_EV_DATAGRAM_CUT: self._cut,
         }
-        # Those whom nobody else holds when the core is freed close their sockets, and warn.
-        dispatch.plug(kinds, self._transports.clear)
+        dispatch.plug(kinds, self._cut_off)
 
     def add(self, transport: DatagramTransport) -> None:
         """Enter a transport: it gets its events from now on."""
@@ -42,6 +49,31 @@ class Datagrams:
         if slot >= len(self._transports):
             self._transports += [None] * (slot + 1 - len(self._transports))
         self._transports[slot] = transport
+
+    def _cut_off(self) -> None:
+        """The core ends: transports that nobody else holds close their sockets, and warn."""
+        self._calls.clear()
+        self._transports.clear()
+
+    def _run_calls(self) -> None:
+        calls = self._calls
+        try:
+            while calls:
+                transport, first, second = calls.popleft()
+                if transport is None:
+                    first(second)
+                elif transport._state:
+                    transport._received(first, second)
+                else:
+                    transport._deliver(first, second)
+        finally:
+            if calls:  # KeyboardInterrupt
+                self._loop.call_soon(self._run_calls)
+
+    def _call(self, transport: Any, first: Any, second: Any) -> None:
+        if not self._calls:
+            self._loop.call_soon(self._run_calls)
+        self._calls.append((transport, first, second))
 
     # ---- what the kinds mean: each takes (slot, start, end) ----
 
@@ -54,32 +86,26 @@ class Datagrams:
 
     def _received(self, slot: int, start: int, end: int) -> None:
         transport: Any = self._transports[slot]
-        sender = self._sender(transport, start)
-        if transport._state:
-            transport._received(MEMORY[start:end], sender)
-        else:
-            transport._deliver(MEMORY[start:end], sender)
+        self._call(transport, MEMORY[start:end], self._sender(transport, start))
 
     def _cut(self, slot: int, start: int, end: int) -> None:
         transport: Any = self._transports[slot]
-        if transport.is_closing():
-            return
         sender = self._sender(transport, start)
         what = f"a datagram of more than {end - start} bytes from {sender!r} was dropped"
-        transport._failed(OSError(errno.EMSGSIZE, what))
+        self._call(None, transport._failed, OSError(errno.EMSGSIZE, what))
 
     def _error(self, slot: int, start: int, end: int) -> None:
         transport: Any = self._transports[slot]
-        transport._failed(failure(self._dispatch.value()))
+        self._call(None, transport._failed, failure(self._dispatch.value()))
 
     def _resume(self, slot: int, start: int, end: int) -> None:
         transport: Any = self._transports[slot]
-        transport._resume_writing()
+        self._call(None, transport._tell_open, "resume_writing")
 
     def _lost(self, slot: int, start: int, end: int) -> None:
         transport: Any = self._transports[slot]
         self._transports[slot] = None
-        transport._lost(self._dispatch.value())
+        self._call(None, transport._lost, self._dispatch.value())
 
 
 class DatagramCalls:
@@ -101,7 +127,7 @@ class DatagramCalls:
                 sock, protocol, address, waiter, extra
             )
         if self._datagrams is None:
-            self._datagrams = Datagrams(self._core.dispatch)
+            self._datagrams = Datagrams(self, self._core.dispatch)
         loop: Any = self
         transport = DatagramTransport(loop, self._datagrams.book, sock, protocol, address, extra)
         self._datagrams.add(transport)

@@ -193,10 +193,6 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         except BaseException as exc:
             self._report("pause_writing", exc)
 
-    def _resume_writing(self) -> None:
-        if self._state != _ABORTED:
-            self._tell("resume_writing")
-
     def get_write_buffer_size(self) -> int:
         """Return the bytes that are queued, and eight more for each datagram."""
         queued: int = lib.pl_dgram_queued(self._core.ptr, self._id)
@@ -303,6 +299,11 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         """Return the protocol; None once its connection_lost has been called."""
         return self._protocol  # type: ignore[no-any-return]
 
+    def _tell_open(self, what: str, *args: Any) -> None:
+        """As _tell, unless the transport was aborted, or is lost."""
+        if self._state != _ABORTED:
+            self._tell(what, *args)
+
     def _tell(self, what: str, *args: Any) -> None:
         """Call a method of the protocol; what it raises ends nothing."""
         try:
@@ -323,8 +324,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
 
     def _failed(self, exc: Exception) -> None:
         """A datagram was not sent, or could not be received."""
-        if self._state != _ABORTED and self._sock is not None:
-            self._tell("error_received", exc)
+        self._tell_open("error_received", exc)
 
     def _lost(self, reason: int) -> None:
         """The core let go of the socket: tell the protocol, once, and close it."""

@@ -140,7 +140,8 @@ def test_full_receiver_pauses_the_sender_until_it_reads(run, connected, tmp_path
                     assert int(data[:4]) == number
                 await peer.writable.wait()
                 assert peer.calls == ["made", "pause", "resume"]
-                assert peer.transport.get_write_buffer_size() == 0
+                if isinstance(loop, pyloop.Loop):  # Python 3.13.0 counts on
+                    assert peer.transport.get_write_buffer_size() == 0
 
     run(main())
 
