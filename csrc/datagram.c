@@ -10,6 +10,7 @@
 
 #define HIGH_WATER_BYTES 65536u
 #define LOW_WATER_BYTES 16384u
+#define PATIENCE_MAX 15u
 
 struct dgram *dgram_new(int fd, size_t max_len)
 {
@@ -108,6 +109,25 @@ static void fail_first(struct dgram *d, int error)
     push(&d->failed, letter);
 }
 
+int dgram_send(struct dgram *d, const uint8_t *data, size_t len, const uint8_t *addr,
+               size_t addr_len)
+{
+    struct packet packet = {
+        .addr = (void *)(uintptr_t)addr, /* sendmsg only reads both; the type is shared with recvmsg */
+        .addr_len = (uint32_t)addr_len,
+        .data = (uint8_t *)(uintptr_t)data,
+        .len = len,
+    };
+    int sent = sock_send_packets(d->fd, &packet, 1);
+    if (sent == 1 || sent == -EAGAIN)
+        return sent == 1;
+    int rc = dgram_queue(d, NULL, 0, NULL, 0);
+    if (rc < 0)
+        return rc;
+    fail_first(d, sent);
+    return 1;
+}
+
 /* What goes to the kernel next, at most PACKETS_MAX. */
 static int address_first(const struct dgram *d, struct packet *packets)
 {
@@ -146,4 +166,16 @@ int dgram_next_error(struct dgram *d)
     if (--letter->times == 0)
         free(pop(&d->failed));
     return error;
+}
+
+void dgram_learn(struct dgram *d, int received)
+{
+    if (!dgram_eager(d)) {
+        d->singles++;
+    } else if (received > 1) {
+        d->patience = 0; /* and it stays eager */
+    } else {
+        d->singles = 0;
+        d->patience = d->patience < PATIENCE_MAX ? (uint8_t)(2 * d->patience + 1) : PATIENCE_MAX;
+    }
 }

@@ -45,7 +45,9 @@ struct dgram {
     uint64_t queued; /* bytes in `out`, with PL_DATAGRAM_OVERHEAD for each */
     uint64_t high_water, low_water;
     struct dgram *next_flush, *next_tell;
-    int32_t reason; /* DGRAM_DEAD: the value of PL_EV_DATAGRAM_LOST */
+    int32_t reason;    /* DGRAM_DEAD: the value of PL_EV_DATAGRAM_LOST */
+    uint8_t singles;   /* receives since the last eager one */
+    uint8_t patience;  /* so many come between two eager ones that are in vain */
 };
 
 struct dgram *dgram_new(int fd, size_t max_len); /* NULL: no memory. Borrows fd */
@@ -59,8 +61,18 @@ uint32_t dgram_interest(const struct dgram *d);
 int dgram_queue(struct dgram *d, const uint8_t *data, size_t len, const uint8_t *addr,
                 size_t addr_len);
 
+/* Offer it to the kernel where it lies; nothing may be queued. 1: it is sent, or has failed; 0: the kernel is full, and
+ * it is to be queued; -ENOMEM: it failed, and that cannot be told. */
+int dgram_send(struct dgram *d, const uint8_t *data, size_t len, const uint8_t *addr,
+               size_t addr_len);
+
 /* Offer what is queued to the kernel. 1: nothing is queued any more, though some may have failed; 0: it is full. */
 int dgram_flush(struct dgram *d);
+
+/* Is it to be asked for many datagrams? recvmmsg takes almost twice as long as recvfrom to receive one, so a socket
+ * that gets one at a time is asked for more only now and then. Then say how many it had. */
+static inline int dgram_eager(const struct dgram *d) { return d->singles > d->patience; }
+void dgram_learn(struct dgram *d, int received);
 
 /* The next error to tell, -errno; it is taken off. 0: there is none. */
 int dgram_next_error(struct dgram *d);

@@ -148,6 +148,20 @@ int pl_dgram_read(struct pl_loop *loop, uint64_t id, int on)
     return 0;
 }
 
+/* A large datagram costs its copy, and gains little by company. As dgram_send. */
+static int send_now(struct pl_loop *loop, struct dgram *d, const uint8_t *data, size_t len,
+                    const uint8_t *addr, size_t addr_len)
+{
+    if (d->out.head && !(d->flags & DGRAM_BLOCKED))
+        push_out(loop, d);
+    if (d->out.head || d->flags & DGRAM_DEAD)
+        return 0;
+    int rc = dgram_send(d, data, len, addr, addr_len);
+    if (d->failed.head)
+        tell_soon(loop, d);
+    return rc;
+}
+
 int pl_dgram_send(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len,
                   const uint8_t *addr, size_t addr_len)
 {
@@ -159,6 +173,8 @@ int pl_dgram_send(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t
         return -EPIPE;
     if (addr_len > sizeof(struct sockaddr_storage))
         return -EINVAL;
+    if (len >= SEND_NOW_BYTES && (rc = send_now(loop, d, data, len, addr, addr_len)) != 0)
+        return rc < 0 ? rc : 0;
     if ((rc = dgram_queue(d, data, len, addr, addr_len)) < 0)
         return rc;
     flush_soon(loop, d);
@@ -298,9 +314,10 @@ static void receive(struct pl_loop *loop, struct dgram *d)
     struct slots *slots = &loop->dgrams.slots;
     struct packet packets[DATAGRAM_BUDGET];
     uint32_t room = PL_EVENTS_MAX - EVENTS_SPARE - loop->batch.count;
-    uint32_t most = room < DATAGRAM_BUDGET ? room : DATAGRAM_BUDGET;
-    int n = slots_offer(slots, packets, (int)most, d->max_len), error;
+    int most = dgram_eager(d) ? (int)(room < DATAGRAM_BUDGET ? room : DATAGRAM_BUDGET) : 1;
+    int n = slots_offer(slots, packets, most, d->max_len), error;
     n = sock_receive_packets(d->fd, packets, n, &error);
+    dgram_learn(d, n);
     slots_take(slots, packets, n, d->max_len);
     for (int i = 0; i < n; i++) {
         enum pl_event_kind kind = packets[i].cut ? PL_EV_DATAGRAM_CUT : PL_EV_DATAGRAM;

@@ -27,6 +27,7 @@
 #define READ_BUDGET_BYTES (64u * 1024u) /* received from one conn in one tick, at most */
 #define CONN_BUDGET_EVENTS 1024u        /* messages of one conn in one tick, at most */
 #define DATAGRAM_BUDGET 32u             /* received from one socket in one tick, at most */
+#define SEND_NOW_BYTES 4096u            /* a datagram of this size is not queued if the kernel takes it */
 #define SEND_REST_NS 1000000            /* a dgram that waits in vain to be writable tries again after this */
 #define ACCEPT_BUDGET 64                /* conns accepted by one listener in one tick, at most */
 #define HAND_OVER_BUDGET 4 /* the same for PL_HAND_OVER: each costs its owner a thread or a fork */

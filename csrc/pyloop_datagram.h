@@ -30,7 +30,7 @@ int pl_dgram_open(struct pl_loop *loop, int fd, size_t max_len, uint64_t *id);
 int pl_dgram_read(struct pl_loop *loop, uint64_t id, int on);
 
 /* Queue a datagram for `addr`, a struct sockaddr (addr_len 0: for whom the socket is connected to); it leaves in
- * the next flush, and what the kernel says against it comes as PL_EV_DATAGRAM_ERROR. 0; 1 when queued output has
+ * the next flush, a large one at once; what the kernel says against it comes as PL_EV_DATAGRAM_ERROR. 0; 1 when queued output has
  * just passed the high-water mark although the kernel was offered it (PL_EV_DATAGRAM_RESUME follows); -EPIPE when
  * it is closing; -EINVAL: no struct sockaddr is as long; -ENOMEM. Both are copied. */
 int pl_dgram_send(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len,

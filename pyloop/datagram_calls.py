@@ -34,6 +34,7 @@ class Datagrams:
         self._transports: list[DatagramTransport | None] = []
         # (transport, data, its sender), or (None, what to call, with what)
         self._calls: collections.deque[tuple[Any, Any, Any]] = collections.deque()
+        self._handle = asyncio.Handle(self._run_calls, (), loop)
         kinds = {
             lib.PL_EV_DATAGRAM: self._received,
             lib.PL_EV_DATAGRAM_ERROR: self._error,
@@ -65,20 +66,25 @@ class Datagrams:
                 elif transport._state:
                     transport._received(first, second)
                 else:
-                    transport._deliver(first, second)
+                    try:
+                        transport._run(transport._protocol.datagram_received, first, second)
+                    except (SystemExit, KeyboardInterrupt):
+                        raise
+                    except BaseException as exc:
+                        transport._report("datagram_received", exc)
         finally:
             if calls:  # KeyboardInterrupt
-                self._loop.call_soon(self._run_calls)
+                self._loop._add_callback(self._handle)
 
     def _call(self, transport: Any, first: Any, second: Any) -> None:
         if not self._calls:
-            self._loop.call_soon(self._run_calls)
+            self._loop._add_callback(self._handle)
         self._calls.append((transport, first, second))
 
     # ---- what the kinds mean: each takes (slot, start, end) ----
 
     def _sender(self, transport: DatagramTransport, start: int) -> Any:
-        head = MEMORY[start - HEAD_BYTES : start - HEAD_BYTES + transport._head]
+        head = MEMORY[start - HEAD_BYTES : start - transport._unread]
         try:
             return self.book.senders[head]
         except KeyError:
@@ -86,7 +92,11 @@ class Datagrams:
 
     def _received(self, slot: int, start: int, end: int) -> None:
         transport: Any = self._transports[slot]
-        self._call(transport, MEMORY[start:end], self._sender(transport, start))
+        sender = self._sender(transport, start)
+        calls = self._calls
+        if not calls:
+            self._loop._add_callback(self._handle)
+        calls.append((transport, MEMORY[start:end], sender))
 
     def _cut(self, slot: int, start: int, end: int) -> None:
         transport: Any = self._transports[slot]
@@ -132,7 +142,7 @@ class DatagramCalls:
         transport = DatagramTransport(loop, self._datagrams.book, sock, protocol, address, extra)
         self._datagrams.add(transport)
         loop._transports[sock.fileno()] = transport  # so that add_reader refuses the fd
-        loop.call_soon(protocol.connection_made, transport, context=transport._context)
+        loop.call_soon(transport._run, protocol.connection_made, transport)
         loop.call_soon(transport._catch_up)
         if waiter is not None:
             loop.call_soon(_release, waiter)

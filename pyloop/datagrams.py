@@ -50,11 +50,9 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         "__weakref__",
         "_address",
         "_book",
-        "_context",
         "_core",
         "_drops",
         "_family",
-        "_head",
         "_held",
         "_id",
         "_limits",
@@ -62,9 +60,11 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         "_packed",
         "_paused",
         "_protocol",
+        "_run",
         "_sock",
         "_state",
         "_to",
+        "_unread",
     )
 
     def __init__(
@@ -83,7 +83,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         self._book = book
         self._packed = book.packed[sock.family]
         self._protocol = protocol
-        self._context = contextvars.copy_context()  # in which all its callbacks run
+        self._run = contextvars.copy_context().run  # calls the protocol in its context
         self._state = _HELD  # until connection_made has been called
         self._held: collections.deque[tuple[bytes, Any]] = collections.deque()
         self._paused = False
@@ -92,7 +92,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         self._family = sock.family
         self._address = address or None
         self._to = self._destination(sock)
-        most, self._head = _SIZES.get(sock.family, _OTHER_SIZES)
+        most, head = _SIZES.get(sock.family, _OTHER_SIZES)
+        self._unread = HEAD_BYTES - head
         fd, ident = sock.fileno(), ffi.new("uint64_t *")
         self._core.check_fd(lib.pl_dgram_open(self._core.ptr, fd, most, ident), fd)
         self._id: int = ident[0]
@@ -244,7 +245,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             return
         if self._held:
             self._loop.call_soon(self._catch_up)
-            self._deliver(*self._held.popleft())
+            self._tell("datagram_received", *self._held.popleft())
         else:
             self._state = _OPEN
             self._check(lib.pl_dgram_read(self._core.ptr, self._id, 1))
@@ -253,14 +254,6 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         """Take a datagram while the state is not open."""
         if self._state == _HELD:
             self._held.append((data, sender))
-
-    def _deliver(self, data: bytes, sender: Any) -> None:
-        try:
-            self._context.run(self._protocol.datagram_received, data, sender)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            self._report("datagram_received", exc)
 
     # ---- ending ----
 
@@ -307,7 +300,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     def _tell(self, what: str, *args: Any) -> None:
         """Call a method of the protocol; what it raises ends nothing."""
         try:
-            self._context.run(getattr(self._protocol, what), *args)
+            self._run(getattr(self._protocol, what), *args)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
