@@ -142,6 +142,8 @@ static int address_first(const struct dgram *d, struct packet *packets)
     return n;
 }
 
+/* After a short count the next call says why, since the same datagram fails again. Unless it met what is known of an
+ * earlier one, that nobody listens for it (ECONNREFUSED): the kernel forgets that then, and it leaves after all. */
 int dgram_flush(struct dgram *d)
 {
     struct packet packets[PACKETS_MAX];

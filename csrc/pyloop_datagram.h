@@ -29,10 +29,10 @@ int pl_dgram_open(struct pl_loop *loop, int fd, size_t max_len, uint64_t *id);
 /* Receive, or (on = 0, and at first) do not. What is in the batch stays there. */
 int pl_dgram_read(struct pl_loop *loop, uint64_t id, int on);
 
-/* Queue a datagram for `addr`, a struct sockaddr (addr_len 0: for whom the socket is connected to); it leaves in
- * the next flush, a large one at once; what the kernel says against it comes as PL_EV_DATAGRAM_ERROR. 0; 1 when queued output has
- * just passed the high-water mark although the kernel was offered it (PL_EV_DATAGRAM_RESUME follows); -EPIPE when
- * it is closing; -EINVAL: no struct sockaddr is as long; -ENOMEM. Both are copied. */
+/* Queue a datagram for `addr`, a struct sockaddr (addr_len 0: for whom the socket is connected to). It leaves in
+ * the next flush, a large one at once; what the kernel has against it comes as PL_EV_DATAGRAM_ERROR. 0; 1 when
+ * queued output has just passed the high-water mark although the kernel was offered it (PL_EV_DATAGRAM_RESUME
+ * follows); -EPIPE when it is closing; -EINVAL: no struct sockaddr is as long; -ENOMEM. Both are copied. */
 int pl_dgram_send(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len,
                   const uint8_t *addr, size_t addr_len);
 

@@ -219,6 +219,24 @@ def test_callbacks_run_in_the_context_of_creation(loop, run):
     assert seen == {b"1": "the maker's", b"2": last, "lost": last, "test": "the test's"}
 
 
+def test_what_was_scheduled_before_a_datagram_came_runs_before_it(loop, run):
+    order = []
+
+    class Ordered(Peer):
+        def datagram_received(self, data, addr):
+            order.append("received")
+            super().datagram_received(data, addr)
+
+    async def main():
+        async with endpoint(Ordered) as peer:
+            peer.transport.sendto(b"x", peer.address)
+            loop.call_soon(order.append, "scheduled")
+            await peer.next()
+
+    run(main())
+    assert order == ["scheduled", "received"]
+
+
 def test_abort_drops_what_is_queued_and_ends_once(run):
     async def main():
         async with endpoint() as one, endpoint(remote_addr=one.address) as other:
