@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextvars
 import errno
 import socket
 from typing import Any
@@ -34,7 +35,7 @@ class Datagrams:
         self._transports: list[DatagramTransport | None] = []
         # (transport, data, its sender), or (None, what to call, with what)
         self._calls: collections.deque[tuple[Any, Any, Any]] = collections.deque()
-        self._handle = asyncio.Handle(self._run_calls, (), loop)
+        self._handle = asyncio.Handle(self._run_calls, (), loop, contextvars.Context())
         kinds = {
             lib.PL_EV_DATAGRAM: self._received,
             lib.PL_EV_DATAGRAM_ERROR: self._error,
