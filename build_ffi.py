@@ -22,6 +22,7 @@ CONTRACT = (
     "pyloop_ring.h",
     "pyloop_feed.h",
     "pyloop.h",
+    "pyloop_datagram.h",
 )
 BEGIN, END = "/* cffi: begin */", "/* cffi: end */"
 

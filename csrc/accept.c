@@ -27,11 +27,14 @@ void lose_fd(struct pl_loop *loop, int fd)
         if (loop->poller.ready[i].fd == fd)
             loop->poller.ready[i].mask = 0; /* it may be another file's number by now */
     if (entry.owner == OWNER_CONN) {
-        struct conn *c = loop->table.slots[entry.index].conn;
+        struct conn *c = loop->table.slots[entry.index].tenant;
         c->fd = -1; /* nor is it ours to close */
         conn_kill(loop, c, -EBADF);
-    } else
+    } else if (entry.owner == OWNER_DGRAM) {
+        dgrams_lose(loop, entry.index);
+    } else {
         batch_push(&loop->batch, PL_EV_BADFD, (uint64_t)fd)->value = entry.owner == OWNER_WATCHER;
+    }
     if (entry.owner == OWNER_LISTENER)
         listener_drop(loop, entry.index);
 }

@@ -32,8 +32,10 @@ int pl_conn_open(struct pl_loop *loop, int group, int fd, uint64_t *id)
         return rc;
     loop->now = sock_now();
     rc = conn_adopt(loop, g, fd, id);
-    if (rc == 0 && g->options.flags & PL_BORROWED)
-        table_get(&loop->table, *id)->flags |= CONN_LENT;
+    if (rc == 0 && g->options.flags & PL_BORROWED) {
+        struct conn *c = table_get(&loop->table, *id);
+        c->flags |= CONN_LENT;
+    }
     return rc;
 }
 

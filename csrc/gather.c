@@ -297,11 +297,12 @@ static void gather_fd(struct pl_loop *loop, struct ready ready)
     }
     switch (mask ? entry->owner : OWNER_NONE) {
     case OWNER_CONN: {
-        struct conn *c = loop->table.slots[entry->index].conn;
+        struct conn *c = loop->table.slots[entry->index].tenant;
         if (c->served != loop->tick) /* else it is reported again */
             gather_conn(loop, c, mask);
         break;
     }
+    case OWNER_DGRAM: dgrams_gather(loop, entry->index, mask); break;
     case OWNER_LISTENER: accept_some(loop, entry->index); break;
     case OWNER_WATCHER: push_watcher(loop, ready.fd, mask); break;
     case OWNER_WAKE: loop->counters->wakes += (uint64_t)wake_take(&loop->wake); break;
@@ -318,7 +319,8 @@ static void gather_fd(struct pl_loop *loop, struct ready ready)
 
 void gather_ready(struct pl_loop *loop)
 {
-    while (loop->ready_at < loop->ready_count && batch_has_room(&loop->batch))
+    while (loop->ready_at < loop->ready_count && batch_has_room(&loop->batch) &&
+           slots_have_room(&loop->dgrams.slots))
         gather_fd(loop, loop->poller.ready[loop->ready_at++]);
 }
 

@@ -31,10 +31,11 @@ static int64_t sooner(int64_t due, int64_t at) { return at && at < due ? at : du
 
 static int64_t wait_limit(const struct pl_loop *loop, int64_t timeout_ns)
 {
-    if (loop->pending.head)
+    if (loop->pending.head || loop->dgrams.tell)
         return 0;
     int64_t due = deadline_first(&loop->deadlines);
     due = sooner(sooner(due, loop->accept_at), loop->yield_at);
+    due = sooner(due, loop->dgrams.rest_at);
     if (due == INT64_MAX)
         return timeout_ns;
     int64_t left = due > loop->now ? due - loop->now : 0;
@@ -81,15 +82,21 @@ static int wait_ready(struct pl_loop *loop, int64_t timeout_ns)
     return n == -EINTR ? 0 : n; /* the caller's signal handlers run when it has returned */
 }
 
+static void tell_pending(struct pl_loop *loop)
+{
+    gather_pending(loop);
+    dgrams_tell(loop);
+}
+
 static void gather(struct pl_loop *loop)
 {
     expire(loop);
     /* In turn, so that neither starves the other when a batch is full. */
     if (loop->tick & 1)
-        gather_pending(loop);
+        tell_pending(loop);
     gather_ready(loop);
     if (!(loop->tick & 1))
-        gather_pending(loop);
+        tell_pending(loop);
 }
 
 int pl_loop_tick(struct pl_loop *loop, int64_t timeout_ns)
@@ -102,6 +109,8 @@ int pl_loop_tick(struct pl_loop *loop, int64_t timeout_ns)
     bury(loop);
     loop->now = sock_now(); /* clocks that a close or a flush starts do not run for the handlers' time */
     flush_all(loop);
+    dgrams_flush(loop);
+    dgrams_reset(loop);
     if (loop->ready_at == loop->ready_count && (rc = wait_ready(loop, timeout_ns)) < 0)
         return rc;
     gather(loop);
@@ -116,6 +125,7 @@ int pl_loop_flush(struct pl_loop *loop)
     if (rc == 0) {
         loop->now = sock_now();
         flush_all(loop);
+        dgrams_flush(loop);
     }
     return rc;
 }
@@ -212,7 +222,7 @@ struct pl_loop *pl_loop_new(int backend, int *error)
 static void free_conns(struct pl_loop *loop)
 {
     for (uint32_t i = 0; i < loop->table.cap; i++) {
-        struct conn *c = loop->table.slots[i].conn;
+        struct conn *c = loop->table.slots[i].tenant;
         if (!c)
             continue;
         if (c->fd >= 0 && !(c->flags & CONN_LENT))
@@ -226,6 +236,7 @@ int pl_loop_free(struct pl_loop *loop)
     if (!loop_is_foreign(loop) && atomic_load(&loop->runner))
         return -EBUSY;
     free_conns(loop);
+    dgrams_free(loop);
     for (uint32_t i = 0; i < loop->groups_cap; i++)
         free(loop->groups[i]);
     free(loop->groups);

@@ -5,7 +5,7 @@
  *     api.c        calls by id, of all
  *     gather.c     readiness -> events        accept.c     who calls
  *     lifecycle.c  how a conn comes and goes  group.c      groups and listeners
- *     watch.c      who wants what of which fd
+ *     dgrams.c     datagram sockets           watch.c      who wants what of which fd
  *
  * Nothing below them sees it. */
 #ifndef PYLOOP_LOOP_H
@@ -16,16 +16,21 @@
 
 #include "batch.h"
 #include "conn.h"
+#include "datagram.h"
 #include "deadline.h"
 #include "listener.h"
 #include "poller.h"
 #include "pyloop.h"
+#include "slots.h"
 #include "table.h"
 #include "wake.h"
 
 #define READ_BUDGET_BYTES (64u * 1024u) /* received from one conn in one tick, at most */
 #define RAW_BUDGET_BYTES ARENA_BYTES    /* the same without framing: one message, however long */
 #define CONN_BUDGET_EVENTS 1024u        /* messages of one conn in one tick, at most */
+#define DATAGRAM_BUDGET 32u             /* received from one socket in one tick, at most */
+#define SEND_NOW_BYTES 4096u            /* a datagram of this size is not queued if the kernel takes it */
+#define SEND_REST_NS 1000000            /* a dgram that waits in vain to be writable tries again after this */
 #define ACCEPT_BUDGET 64                /* conns accepted by one listener in one tick, at most */
 #define HAND_OVER_BUDGET 4 /* the same for PL_HAND_OVER: each costs its owner a thread or a fork */
 #define ACCEPT_PAUSE_NS 100000000       /* accepting rests this long when fds or memory are short */
@@ -37,18 +42,28 @@ enum owner {
     OWNER_WATCHER,
     OWNER_LISTENER,
     OWNER_CONN,
+    OWNER_DGRAM,
     OWNER_WAKE,
     OWNER_SIGNAL
 };
 
 struct fd_entry { /* indexed by fd */
-    uint32_t index; /* OWNER_CONN: slot in the table; OWNER_LISTENER: number of the listener */
+    uint32_t index; /* OWNER_CONN, OWNER_DGRAM: slot in the table; OWNER_LISTENER: number of the listener */
     uint8_t owner;
     uint8_t interest;
 };
 
 struct conn_list {
     struct conn *head, *tail;
+};
+
+struct dgrams { /* the datagram sockets of a loop */
+    struct table table;
+    struct dgram *flush;  /* with something to send, in any order */
+    struct dgram *tell;   /* with something to tell without being ready */
+    struct dgram *buried; /* told PL_EV_DATAGRAM_LOST: freed with the next tick */
+    struct slots slots;
+    int64_t rest_at;      /* when those at rest try again; 0: none rests */
 };
 
 struct pl_loop {
@@ -73,6 +88,7 @@ struct pl_loop {
     uint32_t groups_cap, listeners_cap;
     uint32_t groups_used; /* no group below this is free */
     struct chunk_pool pool;
+    struct dgrams dgrams;
 
     /* what is to be done */
     struct conn *flush;       /* conns with fresh output, in any order */
@@ -125,6 +141,14 @@ void conn_pend(struct pl_loop *loop, struct conn *c);             /* look at it 
 void conn_mark_flush(struct pl_loop *loop, struct conn *c);       /* offer its output in the next flush */
 void flush_all(struct pl_loop *loop);
 void bury(struct pl_loop *loop); /* free the conns whose PL_EV_LOST has been told */
+
+/* dgrams.c */
+void dgrams_reset(struct pl_loop *loop);                             /* a new tick */
+void dgrams_flush(struct pl_loop *loop);
+void dgrams_tell(struct pl_loop *loop);                              /* errors, room to write, and ends */
+void dgrams_gather(struct pl_loop *loop, uint32_t slot, uint32_t mask); /* one of them is ready */
+void dgrams_lose(struct pl_loop *loop, uint32_t slot);               /* its fd was closed behind the loop's back */
+void dgrams_free(struct pl_loop *loop);
 
 /* accept.c */
 void accept_some(struct pl_loop *loop, uint32_t listener);

@@ -1,9 +1,9 @@
 /* pyloop.h -- the contract between the C core and Python: the loop, and what holds for all of it.
  *
- * pyloop_parts.h has what works without a loop, pyloop_page.h counters and their memory, pyloop_map.h mapped files,
- * pyloop_memory.h locks, pyloop_semaphore.h semaphores, pyloop_ring.h queues of messages, pyloop_feed.h messages for
- * everybody. Everything that Python may see stands between the two markers in these headers, and build_ffi.py
- * hands those lines to cffi: there is no second copy of them.
+ * pyloop_datagram.h has its datagram sockets, pyloop_parts.h what works without a loop, pyloop_page.h counters and
+ * their memory, pyloop_map.h mapped files, pyloop_memory.h locks, pyloop_semaphore.h semaphores, pyloop_ring.h queues
+ * of messages, pyloop_feed.h messages for everybody. Everything that Python may see stands between the two markers in
+ * these headers, and build_ffi.py hands those lines to cffi: there is no second copy of them.
  *
  * Conventions
  *   - A function that can fail returns >= 0, or -errno, or a PL_E_* number
@@ -17,8 +17,8 @@
  *     runs the loop (PL_E_THREAD); while nobody runs it, any one thread may call.
  *   - Fork rule: in a child of the process that made a loop, functions that let go
  *     (pl_watch with interest 0, pl_listener_close, pl_conn_close, pl_conn_abort,
- *     pl_loop_free) forget the record and close the fd, nothing else, and succeed;
- *     all others return PL_E_FORKED.
+ *     pl_dgram_close, pl_dgram_abort, pl_loop_free) forget the record and close the fd,
+ *     if it is the core's, nothing else, and succeed; all others return PL_E_FORKED.
  */
 #ifndef PYLOOP_H
 #define PYLOOP_H
@@ -26,6 +26,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "pyloop_datagram.h"
 #include "pyloop_feed.h"
 #include "pyloop_map.h"
 #include "pyloop_memory.h"
@@ -89,7 +90,12 @@ enum pl_event_kind {
     PL_EV_SIGNAL = 13,  /* value is a signal number, from the wakeup fd */
     PL_EV_ACCEPTED = 14,/* id is a connected, non-blocking fd, the caller's from now on, accepted for the
                            PL_HAND_OVER group `value`; data..end is the peer's struct sockaddr */
-    PL_EV_READABLE = 15 /* pl_conn_readiness: call pl_conn_receive */
+    PL_EV_READABLE = 15, /* pl_conn_readiness: call pl_conn_receive */
+    PL_EV_DATAGRAM = 20,        /* a dgram received data..end; before it stand PL_DATAGRAM_HEAD bytes */
+    PL_EV_DATAGRAM_ERROR = 21,  /* value is -errno: it could not receive, or a datagram was not sent */
+    PL_EV_DATAGRAM_RESUME = 22, /* as PL_EV_RESUME, of a dgram */
+    PL_EV_DATAGRAM_LOST = 23,   /* as PL_EV_LOST */
+    PL_EV_DATAGRAM_CUT = 24     /* as PL_EV_DATAGRAM, of one that was longer: the rest is gone */
 };
 
 #define PL_EVENTS_MAX 4096 /* events in a batch, at most */

@@ -143,6 +143,147 @@ int64_t sock_send(int fd, const struct iovec *iov, int n, int is_pipe)
     }
 }
 
+/* ---- datagrams ---- */
+
+static struct msghdr header_of(const struct packet *packet, struct iovec *iov)
+{
+    struct msghdr msg = {0};
+    *iov = (struct iovec){packet->data, packet->len};
+    msg.msg_name = packet->addr_len ? packet->addr : NULL;
+    msg.msg_namelen = packet->addr_len;
+    msg.msg_iov = iov;
+    msg.msg_iovlen = 1;
+    return msg;
+}
+
+/* The kernel says how long both were, even if there was less room. */
+static void note_received(struct packet *packet, socklen_t addr_len, size_t len)
+{
+    if (addr_len < packet->addr_len)
+        packet->addr_len = addr_len;
+    packet->cut = len > packet->len;
+    if (!packet->cut)
+        packet->len = len;
+}
+
+static int send_each(int fd, const struct packet *packets, int n)
+{
+    for (int i = 0; i < n;) {
+        const struct packet *p = &packets[i];
+        const struct sockaddr *addr = p->addr_len ? p->addr : NULL;
+        if (sendto(fd, p->data, p->len, MSG_NOSIGNAL | MSG_DONTWAIT, addr, p->addr_len) >= 0)
+            i++;
+        else if (errno != EINTR)
+            return i ? i : -errno;
+    }
+    return n;
+}
+
+#ifdef __linux__
+
+/* recvfrom costs the kernel less than recvmsg, and here it says the whole length. */
+static int receive_one(int fd, struct packet *packet)
+{
+    socklen_t addr_len = packet->addr_len;
+    ssize_t len = recvfrom(fd, packet->data, packet->len, MSG_DONTWAIT | MSG_TRUNC, packet->addr,
+                           &addr_len);
+    if (len < 0)
+        return -errno;
+    note_received(packet, addr_len, (size_t)len);
+    return 0;
+}
+
+#else
+
+static int receive_one(int fd, struct packet *packet)
+{
+    struct iovec iov;
+    struct msghdr msg = header_of(packet, &iov);
+    ssize_t len = recvmsg(fd, &msg, MSG_DONTWAIT);
+    if (len < 0)
+        return -errno;
+    note_received(packet, msg.msg_namelen, (size_t)len + (msg.msg_flags & MSG_TRUNC ? 1 : 0));
+    return 0;
+}
+
+#endif
+
+static int receive_each(int fd, struct packet *packets, int n, int *error)
+{
+    for (int i = 0; i < n;) {
+        int rc = receive_one(fd, &packets[i]);
+        if (rc == 0) {
+            i++;
+        } else if (rc != -EINTR) {
+            *error = rc == -EAGAIN ? 0 : rc;
+            return i;
+        }
+    }
+    return n;
+}
+
+#ifdef __linux__
+
+/* -ENOSYS: a sandbox, or an emulated kernel, that knows sendto only. */
+static int send_many(int fd, const struct packet *packets, int n)
+{
+    struct mmsghdr msgs[PACKETS_MAX];
+    struct iovec iovs[PACKETS_MAX];
+    for (int i = 0; i < n; i++)
+        msgs[i] = (struct mmsghdr){.msg_hdr = header_of(&packets[i], &iovs[i])};
+    for (;;) {
+        int sent = sendmmsg(fd, msgs, (unsigned)n, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (sent >= 0)
+            return sent;
+        if (errno != EINTR)
+            return -errno;
+    }
+}
+
+/* Without its time-out, which is looked at only after each datagram. What ends it after the first one, the kernel
+ * keeps for the next call. */
+static int receive_many(int fd, struct packet *packets, int n, int *error)
+{
+    struct mmsghdr msgs[PACKETS_MAX];
+    struct iovec iovs[PACKETS_MAX];
+    for (int i = 0; i < n; i++)
+        msgs[i] = (struct mmsghdr){.msg_hdr = header_of(&packets[i], &iovs[i])};
+    int got;
+    do {
+        got = recvmmsg(fd, msgs, (unsigned)n, MSG_DONTWAIT | MSG_TRUNC, NULL);
+        *error = got < 0 ? -errno : 0;
+    } while (*error == -EINTR);
+    for (int i = 0; i < got; i++)
+        note_received(&packets[i], msgs[i].msg_hdr.msg_namelen, msgs[i].msg_len);
+    if (*error == -EAGAIN)
+        *error = 0;
+    return got < 0 ? 0 : got;
+}
+
+#endif
+
+int sock_send_packets(int fd, const struct packet *packets, int n)
+{
+#ifdef __linux__
+    int sent = n > 1 ? send_many(fd, packets, n) : -ENOSYS; /* for one, sendto costs less */
+    if (sent != -ENOSYS)
+        return sent;
+#endif
+    return send_each(fd, packets, n);
+}
+
+int sock_receive_packets(int fd, struct packet *packets, int n, int *error)
+{
+#ifdef __linux__
+    *error = -ENOSYS;
+    int got = n > 1 ? receive_many(fd, packets, n, error) : 0;
+    if (*error != -ENOSYS)
+        return got;
+#endif
+    *error = 0;
+    return receive_each(fd, packets, n, error);
+}
+
 int sock_shutdown_write(int fd) { return shutdown(fd, SHUT_WR) < 0 ? -errno : 0; }
 
 int sock_set_nodelay(int fd)

@@ -21,6 +21,25 @@ int64_t sock_read(int fd, uint8_t *data, size_t len);               /* the same 
 
 /* One send or sendmsg, MSG_NOSIGNAL; of a pipe, which must be O_NONBLOCK, writev. */
 int64_t sock_send(int fd, const struct iovec *iov, int n, int is_pipe);
+
+struct packet { /* a datagram on its way out or in */
+    void *addr;        /* of the receiver, or room for the sender's */
+    uint32_t addr_len; /* 0: there is none */
+    uint8_t *data;
+    size_t len;        /* of the data; before receiving: of the room */
+    int cut;           /* received: was it longer than the room? */
+};
+
+#define PACKETS_MAX 64 /* to be sent or received at once */
+
+/* Send 1 to PACKETS_MAX packets in as few calls as the system can. How many were sent, which is less than n when
+ * the next one cannot be, or is to be asked about again; or -errno of the first. */
+int sock_send_packets(int fd, const struct packet *packets, int n);
+
+/* Receive as many as there are, at most n (1 to PACKETS_MAX). Their number; *error is what ended it, 0 or -errno but
+ * EAGAIN. */
+int sock_receive_packets(int fd, struct packet *packets, int n, int *error);
+
 int sock_shutdown_write(int fd);
 int sock_set_nodelay(int fd); /* -EOPNOTSUPP and its kin for what is no TCP socket: 0 */
 void sock_reset_on_close(int fd); /* SO_LINGER 0: close sends a reset */

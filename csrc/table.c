@@ -1,4 +1,4 @@
-/* table.c -- id <-> conn: an array of slots with a free list through it.
+/* table.c -- id <-> tenant: an array of slots with a free list through it.
  *
  * Slots are never given back, so `slot` may index arrays elsewhere (Python keeps a list beside it).
  * Generations start at 1: no id is 0. */
@@ -24,7 +24,7 @@ static int grow_slots(struct table *t)
     return 0;
 }
 
-int table_add(struct table *t, struct conn *conn, uint64_t *id)
+int table_add(struct table *t, void *tenant, uint64_t *id)
 {
     if (!t->free) {
         int rc = grow_slots(t);
@@ -34,7 +34,7 @@ int table_add(struct table *t, struct conn *conn, uint64_t *id)
     uint32_t number = t->free - 1;
     struct slot *slot = &t->slots[number];
     t->free = slot->next_free;
-    slot->conn = conn;
+    slot->tenant = tenant;
     t->used++;
     *id = (uint64_t)slot->generation << 32 | number;
     return 0;
@@ -43,7 +43,7 @@ int table_add(struct table *t, struct conn *conn, uint64_t *id)
 void table_remove(struct table *t, uint64_t id)
 {
     struct slot *slot = &t->slots[(uint32_t)id];
-    slot->conn = NULL;
+    slot->tenant = NULL;
     if (++slot->generation == 0)
         slot->generation = 1;
     slot->next_free = t->free;

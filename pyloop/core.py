@@ -9,13 +9,17 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from pyloop import errors
 from pyloop._core import ffi, lib
 
-__all__ = ["check", "failure", "ffi", "is_foreign", "lib"]
+__all__ = ["MEMORY", "check", "failure", "ffi", "is_foreign", "lib"]
+
+# Events carry addresses; this view of all memory turns two of them into bytes with one slice.
+MEMORY = ffi.buffer(ffi.cast("char *", 0), sys.maxsize)
 
 _gone = functools.partial(OSError, errno.EFAULT)
 _REASONS: dict[int, tuple[Callable[[str], Exception], str]] = {

@@ -10,13 +10,12 @@ import contextlib
 import errno
 import os
 import struct
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pyloop.address import show_address
 from pyloop.connection import Connection
-from pyloop.core import failure, ffi, is_foreign, lib
+from pyloop.core import MEMORY, failure, ffi, is_foreign, lib
 from pyloop.inbox import CLOSED
 from pyloop.protocol import Owner, log
 
@@ -25,9 +24,6 @@ __all__ = ["Dispatch"]
 # struct pl_event: id, kind, slot, data, end, value, head. The hot loop needs four of them.
 _HOT = struct.Struct("@8xIIPP8x")
 assert _HOT.size == ffi.sizeof("struct pl_event")
-
-# Events carry addresses; this view of all memory turns two of them into bytes with one slice.
-_MEMORY = ffi.buffer(ffi.cast("char *", 0), sys.maxsize)
 
 _MESSAGE = lib.PL_EV_MESSAGE
 _BATCH_BYTES = lib.PL_EVENTS_MAX * _HOT.size
@@ -42,6 +38,7 @@ class Dispatch:
         self.owners: dict[int, Owner] = {}
         self.on_signal: Callable[[int], None] = lambda number: None
         self.on_bad_fd: Callable[[int], bool] = lambda fd: False
+        self._plugged: list[Callable[[], None]] = []
         self._ready = ready
         self._raw = lib.pl_loop_events(ptr)
         self._view = memoryview(ffi.buffer(self._raw, _BATCH_BYTES))
@@ -66,6 +63,14 @@ class Dispatch:
         ):
             self._others[kind] = method
 
+    def plug(
+        self, kinds: Mapping[int, Callable[[int, int, int], None]], cut_off: Callable[[], None]
+    ) -> None:
+        """Hand events of these kinds to somebody, whose `cut_off` hears that the core ends."""
+        for kind, method in kinds.items():
+            self._others[kind] = method
+        self._plugged.append(cut_off)
+
     def begin(self, count: int) -> None:
         """Take over a fresh batch of `count` events."""
         self._count = count
@@ -80,9 +85,13 @@ class Dispatch:
         """The number of the event that the walk is at."""
         return self._count - self._events.__length_hint__() - 1  # type: ignore[attr-defined,no-any-return]
 
+    def value(self) -> int:
+        """The value of the event that the walk is at."""
+        return self._raw[self._index()].value  # type: ignore[no-any-return]
+
     def walk(self) -> None:
         """Deliver what is left of the batch."""
-        connections, memory, others = self.connections, _MEMORY, self._others
+        connections, memory, others = self.connections, MEMORY, self._others
         for kind, slot, start, end in self._events:
             if kind == _MESSAGE:
                 conn: Any = connections[slot]
@@ -121,6 +130,8 @@ class Dispatch:
         self._view.release()
         for owner in tuple(self.owners.values()):
             owner.cut_off()
+        for cut_off in self._plugged:
+            cut_off()
         connections, self.connections = self.connections, []
         foreign = is_foreign(self.ptr)
         for conn in filter(None, connections):
@@ -157,7 +168,7 @@ class Dispatch:
         event = self._raw[self._index()]
         owner = self.owners.get(event.value)
         if owner is not None:
-            owner.accepted(event.id, _MEMORY[start:end])
+            owner.accepted(event.id, MEMORY[start:end])
         else:  # its server stopped in this very batch
             self.add(event.id, None)
             lib.pl_conn_abort(self.ptr, event.id, 0)
@@ -166,7 +177,7 @@ class Dispatch:
         event = self._raw[self._index()]
         owner = self.owners.get(event.value)
         if owner is not None:
-            owner.handed_over(event.id, _MEMORY[start:end])
+            owner.handed_over(event.id, MEMORY[start:end])
         else:  # its server stopped in this very batch
             os.close(event.id)
             lib.pl_group_release(self.ptr, event.value)
@@ -194,7 +205,7 @@ class Dispatch:
     def _cipher(self, slot: int, start: int, end: int) -> None:
         conn: Any = self.connections[slot]
         if conn is not None:
-            conn._guard(conn._cipher_received, _MEMORY[start:end])
+            conn._guard(conn._cipher_received, MEMORY[start:end])
 
     def _lost(self, slot: int, start: int, end: int) -> None:
         conn = self.connections[slot]

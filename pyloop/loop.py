@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from pyloop.core import check, failure, ffi, is_foreign, lib
+from pyloop.datagram_calls import DatagramCalls
 from pyloop.dispatch import Dispatch
 from pyloop.groups import Groups
 from pyloop.page import Page
@@ -137,7 +138,7 @@ class _WakeupFd:
         return self._fd
 
 
-class Loop(SocketCalls, Streams, Pipes, Subprocesses, asyncio.SelectorEventLoop):
+class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, asyncio.SelectorEventLoop):
     """An asyncio event loop whose waiting, and whose native connections, are pyloop's C core.
 
     Args:

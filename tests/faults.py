@@ -43,7 +43,7 @@ TIMEOUT = 60.0
 
 def constant(name: str) -> int:
     """Return a number that csrc/loop.h or csrc/pyloop.h defines."""
-    for header in ("loop.h", "pyloop.h"):
+    for header in ("loop.h", "pyloop.h", "pyloop_datagram.h"):
         text = (ROOT / "csrc" / header).read_text()
         if match := re.search(rf"#define {name} \(?([\du *]+)\)?", text):
             value = 1

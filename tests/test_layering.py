@@ -41,7 +41,7 @@ PYTHON_LEVELS = """
     forking
     channel rings turns loop
     streams pipes sock_calls subprocesses watches
-    dispatch transports tls handlers
+    datagram_calls datagrams dispatch transports tls handlers
     served_tls
     served
     outlet
@@ -54,20 +54,25 @@ PYTHON_LEVELS = """
     memory mapped lowlevel options framing listening
     waiting page mapping
     core
-    _core errors address seams
+    _core errors sockaddr address seams
 """
 PYTHON_ORDER = {name: place for place, name in enumerate(PYTHON_LEVELS.split())}
 
 # C: which of our headers a file (its .c and its .h) may include, besides pyloop.h and its own.
 # loop.h is the record that the files of the loop level share; below them nobody sees it.
-LOOP_LEVEL = ["loop", "lent", "api", "gather", "accept", "lifecycle", "group", "watch"]
-UNDER_LOOP = {"deadline", "listener", "conn", "batch", "table", "wake", "poller", "sock"}
+LOOP_LEVEL = ["loop", "lent", "api", "gather", "accept", "lifecycle", "dgrams", "group", "watch"]
+UNDER_LOOP = {
+    *("deadline", "listener", "conn", "datagram", "slots", "batch", "table", "wake", "poller"),
+    "sock",
+}
 C_ARROWS: dict[str, set[str]] = {
     **{name: {"loop", "frame", "buf", "mapping"} | UNDER_LOOP for name in LOOP_LEVEL},
     "deadline": {"conn"},
     "listener": {"sock"},
     "conn": {"sock", "buf", "frame", "out"},
     "out": {"sock", "buf", "mapping"},
+    "datagram": {"sock"},
+    "slots": {"sock"},
     "batch": {"buf"},
     "table": set(),
     "wake": {"sock"},
@@ -95,6 +100,7 @@ C_ARROWS: dict[str, set[str]] = {
     "ring": {"region", "lock", "sock", "step"},
     "ring_make": {"ring", "region"},
     "pyloop": {
+        "pyloop_datagram",
         "pyloop_feed",
         "pyloop_map",
         "pyloop_memory",
@@ -103,6 +109,7 @@ C_ARROWS: dict[str, set[str]] = {
         "pyloop_ring",
         "pyloop_semaphore",
     },
+    "pyloop_datagram": set(),
     "pyloop_map": set(),
     "pyloop_feed": set(),
     "pyloop_ring": set(),

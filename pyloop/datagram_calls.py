@@ -1,0 +1,155 @@
+"""The loop's part in asyncio's datagrams: it makes the transports, and hands them their events.
+
+Sockets of families that are not in `pyloop.sockaddr` get asyncio's own transport: what Python makes
+of their addresses only its socket module knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextvars
+import errno
+import socket
+from typing import Any
+
+from pyloop.core import MEMORY, failure, lib
+from pyloop.datagrams import HEAD_BYTES, DatagramTransport
+from pyloop.dispatch import Dispatch
+from pyloop.sockaddr import FAMILIES, AddressBook
+
+__all__ = ["DatagramCalls"]
+
+
+class Datagrams:
+    """The datagram transports of one loop, by the slot of their ids.
+
+    What the walk over a batch finds for them is called when what was scheduled before it has run:
+    programs for asyncio rely on that order. One handle serves the whole batch.
+    """
+
+    def __init__(self, loop: Any, dispatch: Dispatch) -> None:
+        self.book = AddressBook()
+        self._loop = loop
+        self._dispatch = dispatch
+        self._transports: list[DatagramTransport | None] = []
+        # (transport, data, its sender), or (None, what to call, with what)
+        self._calls: collections.deque[tuple[Any, Any, Any]] = collections.deque()
+        self._handle = asyncio.Handle(self._run_calls, (), loop, contextvars.Context())
+        kinds = {
+            lib.PL_EV_DATAGRAM: self._received,
+            lib.PL_EV_DATAGRAM_ERROR: self._error,
+            lib.PL_EV_DATAGRAM_RESUME: self._resume,
+            lib.PL_EV_DATAGRAM_LOST: self._lost,
+            lib.PL_EV_DATAGRAM_CUT: self._cut,
+        }
+        dispatch.plug(kinds, self._cut_off)
+
+    def add(self, transport: DatagramTransport) -> None:
+        """Enter a transport: it gets its events from now on."""
+        slot = transport._id & 0xFFFFFFFF
+        if slot >= len(self._transports):
+            self._transports += [None] * (slot + 1 - len(self._transports))
+        self._transports[slot] = transport
+
+    def _cut_off(self) -> None:
+        """The core ends: transports that nobody else holds close their sockets, and warn."""
+        self._calls.clear()
+        self._transports.clear()
+
+    def _run_calls(self) -> None:
+        calls = self._calls
+        try:
+            while calls:
+                transport, first, second = calls.popleft()
+                if transport is None:
+                    first(second)
+                elif transport._state:
+                    transport._received(first, second)
+                else:
+                    try:
+                        transport._run(transport._protocol.datagram_received, first, second)
+                    except (SystemExit, KeyboardInterrupt):
+                        raise
+                    except BaseException as exc:
+                        transport._report("datagram_received", exc)
+        finally:
+            if calls:  # KeyboardInterrupt
+                self._loop._add_callback(self._handle)
+
+    def _call(self, transport: Any, first: Any, second: Any) -> None:
+        if not self._calls:
+            self._loop._add_callback(self._handle)
+        self._calls.append((transport, first, second))
+
+    # ---- what the kinds mean: each takes (slot, start, end) ----
+
+    def _sender(self, transport: DatagramTransport, start: int) -> Any:
+        head = MEMORY[start - HEAD_BYTES : start - transport._unread]
+        try:
+            return self.book.senders[head]
+        except KeyError:
+            return self.book.unpack(transport._family, head)
+
+    def _received(self, slot: int, start: int, end: int) -> None:
+        transport: Any = self._transports[slot]
+        sender = self._sender(transport, start)
+        calls = self._calls
+        if not calls:
+            self._loop._add_callback(self._handle)
+        calls.append((transport, MEMORY[start:end], sender))
+
+    def _cut(self, slot: int, start: int, end: int) -> None:
+        transport: Any = self._transports[slot]
+        sender = self._sender(transport, start)
+        what = f"a datagram of more than {end - start} bytes from {sender!r} was dropped"
+        self._call(None, transport._failed, OSError(errno.EMSGSIZE, what))
+
+    def _error(self, slot: int, start: int, end: int) -> None:
+        transport: Any = self._transports[slot]
+        self._call(None, transport._failed, failure(self._dispatch.value()))
+
+    def _resume(self, slot: int, start: int, end: int) -> None:
+        transport: Any = self._transports[slot]
+        self._call(None, transport._tell_open, "resume_writing")
+
+    def _lost(self, slot: int, start: int, end: int) -> None:
+        transport: Any = self._transports[slot]
+        self._transports[slot] = None
+        self._call(None, transport._lost, self._dispatch.value())
+
+
+class DatagramCalls:
+    """What a Loop has for datagrams."""
+
+    _core: Any
+    _datagrams: Datagrams | None = None
+
+    def _make_datagram_transport(
+        self,
+        sock: socket.socket,
+        protocol: Any,
+        address: Any = None,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> Any:
+        if sock.family not in FAMILIES:
+            return super()._make_datagram_transport(  # type: ignore[misc]
+                sock, protocol, address, waiter, extra
+            )
+        if self._datagrams is None:
+            self._datagrams = Datagrams(self, self._core.dispatch)
+        loop: Any = self
+        transport = DatagramTransport(loop, self._datagrams.book, sock, protocol, address, extra)
+        self._datagrams.add(transport)
+        loop._transports[sock.fileno()] = transport  # so that add_reader refuses the fd
+        loop.call_soon(transport._run, protocol.connection_made, transport)
+        loop.call_soon(transport._catch_up)
+        if waiter is not None:
+            loop.call_soon(_release, waiter)
+        return transport
+
+
+def _release(waiter: asyncio.Future[None]) -> None:
+    if not waiter.cancelled():
+        waiter.set_result(None)
