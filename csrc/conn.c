@@ -78,10 +78,12 @@ int conn_flush(struct conn *c, struct chunk_pool *pool, int64_t now)
     while (c->out.len) {
         size_t sent;
         int rc = out_send(&c->out, pool, c->fd, &sent);
+        (*c->group->loop_counters)->sends++;
         if (rc < 0)
             return rc;
         if (sent > 0) {
             c->group->counters->bytes_out += sent;
+            (*c->group->loop_counters)->bytes_out += sent;
             c->active_ns = now;
         }
         if (rc == 0) {
@@ -95,9 +97,13 @@ int conn_flush(struct conn *c, struct chunk_pool *pool, int64_t now)
 
 int64_t conn_receive(struct conn *c, uint8_t *data, size_t len)
 {
+    struct pl_loop_counters *loop = *c->group->loop_counters;
     int64_t n = sock_receive(c->fd, data, len);
-    if (n > 0)
+    loop->receives++;
+    if (n > 0) {
         c->group->counters->bytes_in += (uint64_t)n;
+        loop->bytes_in += (uint64_t)n;
+    }
     if (n == 0)
         c->flags |= CONN_PEER_EOF;
     return n;

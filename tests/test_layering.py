@@ -40,12 +40,14 @@ PYTHON_LEVELS = """
     acceptor
     forking
     channel rings turns loop
-    dispatch transports tls handlers
+    blocked
+    running dispatch transports tls handlers
     served_tls
     served
     outlet
     blocking connection stats
     inbox outbox logs
+    handles monitors
     protocol
     supervision slots
     shared_lock semaphore
