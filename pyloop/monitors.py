@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from asyncio.log import logger
+from asyncio import base_events
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,7 @@ class Monitored(asyncio.SelectorEventLoop):
         self, name: str, took: float, handle: asyncio.Handle | None, what: object
     ) -> None:
         if self._debug:
-            logger.warning("Executing %s took %.3f seconds", what, took)
+            base_events.logger.warning("Executing %s took %.3f seconds", what, took)
         if self._slow_hook is None:
             return
         try:
