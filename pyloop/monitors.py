@@ -91,7 +91,9 @@ class Monitored(asyncio.SelectorEventLoop):
         self, name: str, took: float, handle: asyncio.Handle | None, what: object
     ) -> None:
         if self._debug:
-            base_events.logger.warning("Executing %s took %.3f seconds", what, took)
+            base_events.logger.warning(  # type: ignore[attr-defined]
+                "Executing %s took %.3f seconds", what, took
+            )
         if self._slow_hook is None:
             return
         try:
