@@ -180,10 +180,11 @@ format: $(VENV)/.dev ## rewrite Python and C as ruff and clang-format want them
 soak: $(VENV)/.test $(VENV)/.built ## the long runs: leaks, fds, memory (SECONDS=60)
 	@PYLOOP_SOAK_SECONDS=$(SECONDS) $(PY) -m pytest -s -o 'norecursedirs=.*' -o timeout=0 -o faulthandler_timeout=0 tests/soak $(ARGS)
 
-bench: $(VENV)/.bench $(VENV)/.built ## the benchmark rows that have a target, a file, channels and the bus, in some five minutes
+bench: $(VENV)/.bench $(VENV)/.built ## the benchmark rows that have a target, a file, channels, timers and the bus, in some five minutes
 	@status=0; \
 	$(PY) benchmarks/run.py $(ARGS) || status=$$?; \
 	$(PY) benchmarks/channels.py || status=$$?; \
+	$(PY) benchmarks/timers.py || status=$$?; \
 	$(PY) benchmarks/bus.py || status=$$?; exit $$status
 
 bench-all: $(VENV)/.bench $(VENV)/.built ## every row and peer; ROWS=REGEX chooses, ROUNDS=5

@@ -226,6 +226,16 @@ def test_channels_are_measured_beside_every_peer(tmp_path: Path, load: Path) -> 
     assert [type(target["met"]) for target in found["targets"]] == [bool, bool]
 
 
+def test_timers_are_measured_on_every_backend_beside_the_kernel(tmp_path: Path) -> None:
+    done = run("timers.py", "--short", "--results", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "timers.json").read_text())
+    backends = {"pyloop select", "pyloop poll", "pyloop epoll"}
+    assert {"clock_nanosleep", "asyncio", *backends} <= set(found["median_ms"])
+    assert all(found["median_ms"][name] > 0 for name in backends)
+    assert len(found["targets"]) == 3 and done.stdout.count("- target pyloop ") == 3
+
+
 # ---- the plot ----
 
 DATA = json.loads((ROOT / "docs" / "models.json").read_text())
