@@ -1,4 +1,4 @@
-"""How late a sleep of 0.2 ms ends, on each loop beside clock_nanosleep: `python benchmarks/timers.py`.
+"""How late a sleep of 0.2 ms ends, beside clock_nanosleep: `python benchmarks/timers.py`.
 
 Peers are interleaved: every round runs each once, and the median of all their sleeps is shown. The
 floor is `time.sleep`, which is clock_nanosleep(2): what the kernel's timers and this machine leave.

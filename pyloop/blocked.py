@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from operator import length_hint
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +116,7 @@ class BlockWatch:
         since = loop._counters.running_since
         if not since:
             return None
-        return since, loop._core.dispatch.left, loop._left.__length_hint__()
+        return since, loop._core.dispatch.left, length_hint(loop._left)
 
     def _watch(self, stop: threading.Event, thread_id: int) -> None:
         seen: _Place | None = None

@@ -125,13 +125,13 @@ class Dispatch:
         """Say, for people, what the event that the walk is at will call."""
         if kind == lib.PL_EV_OPEN:
             owner = self.owners.get(self._raw[self._index()].value)
-            handler = getattr(owner and owner.server, "_handler", None)
+            handler = getattr(owner and owner.server, "_handler", self.deliver)
             what = ".connection_made" if isinstance(handler, type) else ""
             return callback_name(handler) + what
         what = _CALLS.get(kind, "")
         conn: Any = self.connections[slot] if what else None
         if conn is None:
-            return type(self).__qualname__  # it calls nothing but ours
+            return callback_name(self.deliver)  # and no handler
         target = conn._target
         if target is conn or target is None:
             return callback_name(conn._call)

@@ -245,9 +245,9 @@ class Loop(Running):
         self._core.check(lib.pl_loop_enter(self._core.ptr))
         in_main = threading.current_thread() is threading.main_thread()
         previous = self._own_wakeup_fd() if in_main else -1
-        if self._block_watch is not None:
-            self._block_watch.start()
         try:
+            if self._block_watch is not None:
+                self._block_watch.start()
             super().run_forever()
         finally:
             if self._block_watch is not None:

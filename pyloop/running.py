@@ -113,6 +113,8 @@ class Running(Monitored):
             timer._cancelled = False
             timer._repr = timer._source_traceback = None
             timer._when = when
+        if self._timer_cancelled_count > _CANCELLED_MIN:
+            self._drop_cancelled()
         timer._order = _next_order()
         timer._scheduled = True
         heappush(self._scheduled, timer)
@@ -126,16 +128,15 @@ class Running(Monitored):
         del timer._source_traceback[-3:]  # of whoever scheduled it, not of this class
         return timer
 
-    def _timer_handle_cancelled(self, handle: Any) -> None:
-        """Keep no more cancelled timers than others, and a few: at once, not with the next turn."""
-        if not handle._scheduled:
-            return
-        self._timer_cancelled_count += 1
+    def _drop_cancelled(self) -> None:
+        """Let go of cancelled timers, if they are more than the others.
+
+        Not where they are cancelled: that may be in a finalizer, in the middle of a heappush.
+        """
         scheduled = self._scheduled
-        count = self._timer_cancelled_count
-        if count > _CANCELLED_MIN and count * 2 > len(scheduled):
+        if self._timer_cancelled_count * 2 > len(scheduled):
             for timer in scheduled:
-                timer._scheduled = not (timer._cancelled or timer is handle)
+                timer._scheduled = not timer._cancelled
             scheduled[:] = [timer for timer in scheduled if timer._scheduled]
             heapify(scheduled)
             self._timer_cancelled_count = 0
@@ -181,6 +182,8 @@ class Running(Monitored):
         return wait_ns(scheduled[0]._when - self.time()) if scheduled else -1
 
     def _take_due(self) -> None:
+        if self._timer_cancelled_count > _CANCELLED_MIN:
+            self._drop_cancelled()
         scheduled, ready, now = self._scheduled, self._ready, self.time()
         while scheduled and scheduled[0]._when <= now:
             timer = heappop(scheduled)
