@@ -125,6 +125,16 @@ def test_cancelled_timers_do_not_pile_up_within_a_callback(loop):
     assert not any(timer.cancelled() for timer in kept)
 
 
+def test_timers_cancelled_at_once_are_let_go_with_the_next_turn(loop):
+    kept = loop.call_later(3600, print)
+    timers = [loop.call_later(3600, print) for _ in range(1000)]
+    for timer in timers:
+        timer.cancel()
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert loop._scheduled == [kept] and not any(timer._scheduled for timer in timers)
+
+
 @pytest.mark.parametrize("debug", [False, True])
 def test_any_mixture_of_cancelling_fires_the_others_once_and_in_order(loop, debug):
     loop.set_debug(debug)
