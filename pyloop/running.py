@@ -153,6 +153,7 @@ class Running(Monitored):
             if count:
                 core.check(count)
                 dispatch.begin(count)
+            self._ran = 0
         watched = self._debug or self._slow_hook is not None
         if dispatch.unfinished:
             if watched:

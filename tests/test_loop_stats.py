@@ -84,6 +84,24 @@ def test_only_epoll_has_system_calls_to_watch(name):
     loop.close()
 
 
+def test_walk_that_is_left_counts_no_callback_twice(loop):
+    def leave(fd, mask):
+        raise KeyboardInterrupt
+
+    left, right = socket.socketpair()
+    with left, right:
+        loop.add_reader(left, int)
+        loop._core.dispatch._ready = leave
+        changed = change(loop, "callbacks")
+        for _ in range(4):
+            loop.call_soon(int)
+        loop.call_soon(right.send, b"x")  # seen by the next turn
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_forever()
+        assert changed() == [5]
+        loop.remove_reader(left)
+
+
 def test_turn_that_fails_counts_no_callback_twice(loop):
     def leave():
         raise KeyboardInterrupt
