@@ -197,8 +197,8 @@ soak: $(VENV)/.test $(VENV)/.built ## the long runs: leaks, fds, memory (SECONDS
 bench: $(VENV)/.bench $(VENV)/.built ## the benchmark rows that have a target, a file, timers, channels and the bus, in some five minutes
 	@status=0; \
 	$(PY) benchmarks/run.py $(ARGS) || status=$$?; \
-	$(PY) benchmarks/timers.py || status=$$?; \
 	$(PY) benchmarks/channels.py || status=$$?; \
+	$(PY) benchmarks/timers.py || status=$$?; \
 	$(PY) benchmarks/bus.py || status=$$?; exit $$status
 
 bench-all: $(VENV)/.bench $(VENV)/.built ## every row and peer; ROWS=REGEX chooses, ROUNDS=5

@@ -84,6 +84,7 @@ void accept_some(struct pl_loop *loop, uint32_t number)
         }
         if (g->page && group_yields(loop, g))
             return;
+        loop->counters->accepts++;
         switch (listener_accept(l, &peer)) {
         case ACCEPTED: welcome(loop, g, &peer); break;
         case ACCEPT_NONE: return;

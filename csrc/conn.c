@@ -64,9 +64,11 @@ static int send_at_once(struct conn *c, struct span *spans, int n, size_t len)
     for (int i = 0; i < n; i++)
         iov[i] = (struct iovec){(void *)(uintptr_t)spans[i].data, spans[i].len};
     int64_t taken = sock_send(c->fd, iov, n, conn_is(c, PL_PIPE));
+    (*c->group->loop_counters)->sends++;
     if (taken < 0)
         return 0; /* the flush finds it again, or the room */
     c->group->counters->bytes_out += (uint64_t)taken;
+    (*c->group->loop_counters)->bytes_out += (uint64_t)taken;
     if ((size_t)taken == len)
         return 1;
     skip(spans, n, (size_t)taken);
@@ -126,10 +128,12 @@ int conn_flush(struct conn *c, struct chunk_pool *pool, int64_t now)
     while (c->out.len) {
         size_t sent;
         int rc = out_send(&c->out, pool, c->fd, conn_is(c, PL_PIPE), &sent);
+        (*c->group->loop_counters)->sends++;
         if (rc < 0)
             return rc;
         if (sent > 0) {
             c->group->counters->bytes_out += sent;
+            (*c->group->loop_counters)->bytes_out += sent;
             c->active_ns = now;
         }
         if (rc == 0) {
@@ -143,9 +147,13 @@ int conn_flush(struct conn *c, struct chunk_pool *pool, int64_t now)
 
 int64_t conn_receive(struct conn *c, uint8_t *data, size_t len)
 {
+    struct pl_loop_counters *loop = *c->group->loop_counters;
     int64_t n = conn_is(c, PL_PIPE) ? sock_read(c->fd, data, len) : sock_receive(c->fd, data, len);
-    if (n > 0)
+    loop->receives++;
+    if (n > 0) {
         c->group->counters->bytes_in += (uint64_t)n;
+        loop->bytes_in += (uint64_t)n;
+    }
     if (n == 0)
         c->flags |= CONN_PEER_EOF;
     return n;

@@ -52,6 +52,7 @@ struct group { /* what the conns of a server share */
     uint8_t full;       /* at max_connections: its listeners are paused */
     uint8_t yield;      /* enum yield */
     uint32_t refused_tick; /* the tick of its last PL_EV_REFUSED */
+    struct pl_loop_counters *const *loop_counters; /* where its loop counts now */
     const struct pl_page *page; /* of those who share its listeners, or NULL */
     uint32_t page_server;       /* its number there */
     uint32_t page_cells, page_stride; /* as checked once: who can write to the page can change its own */

@@ -52,6 +52,7 @@ int pl_group_new(struct pl_loop *loop, const struct pl_options *options,
     g->counters = counters ? counters : &g->own;
     g->counters->version = PL_COUNTERS_VERSION;
     g->counters->size = sizeof *counters;
+    g->loop_counters = &loop->counters;
     rc = group_place(loop, g);
     if (rc < 0)
         free(g);

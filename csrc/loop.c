@@ -71,6 +71,7 @@ static int wait_ready(struct pl_loop *loop, int64_t timeout_ns)
     int64_t before = sock_now();
     loop->now = before;
     counters->running_since = 0;
+    counters->waits++;
     int n = loop->poller.ops->wait(&loop->poller, wait_limit(loop, timeout_ns));
     loop->now = sock_now();
     count_busy(loop, before);
@@ -117,6 +118,14 @@ int pl_loop_tick(struct pl_loop *loop, int64_t timeout_ns)
     loop->counters->ticks++;
     loop->counters->events += loop->batch.count;
     return (int)loop->batch.count;
+}
+
+int pl_loop_turn(struct pl_loop *loop, int64_t timeout_ns, uint32_t callbacks)
+{
+    int rc = pl_loop_tick(loop, timeout_ns);
+    if (rc >= 0)
+        loop->counters->callbacks += callbacks;
+    return rc;
 }
 
 int pl_loop_flush(struct pl_loop *loop)

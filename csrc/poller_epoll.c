@@ -1,7 +1,8 @@
 /* poller_epoll.c -- epoll(7), level-triggered: a wait costs what is ready, not what is watched.
  *
- * Owns: the epoll fd (>= 3, CLOEXEC), what is in the set by fd, and the list of fds that epoll refuses with
- * EPERM (a regular file, /dev/null as stdin): always ready, as on select; while it has any, no wait blocks.
+ * Owns: the epoll fd (>= 3, CLOEXEC); what is in the set by fd; the list of fds that epoll refuses with EPERM (a
+ * regular file, /dev/null as stdin): always ready, as on select; while it has any, no wait blocks; and, where there is
+ * no epoll_pwait2, a timerfd in the set, which ends waits that are finer than a millisecond.
  *
  * What epoll does by itself and we rely on or live with:
  *   - an fd leaves the set when its last copy is closed, silently: there is no EBADF to find;
@@ -10,7 +11,7 @@
  *     ghost, and the set is made anew without it (renew_set);
  *   - a wait that returns MAX_EVENTS moves those to the end of the queue: the others come next.
  *
- * Does not know: what an fd is. Source: epoll(7), epoll_ctl(2), epoll_wait(2).
+ * Does not know: what an fd is. Source: epoll(7), epoll_ctl(2), epoll_wait(2), timerfd_create(2).
  */
 #include "poller.h"
 
@@ -21,11 +22,24 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
 
 #include "pyloop.h"
 #include "sock.h"
 
 #define MAX_EVENTS 1024
+#define NS_PER_S 1000000000
+#define NS_PER_MS 1000000
+
+/* Called by its number: libc has it since glibc 2.35, and a wheel built there must load on an older one. Headers
+ * older than Linux 5.11 do not know the number, and a wheel built with them may run on a newer kernel. */
+#if defined SYS_epoll_pwait2
+#define PWAIT2 SYS_epoll_pwait2
+#elif defined __aarch64__ || defined __riscv || (defined __x86_64__ && defined __LP64__)
+#define PWAIT2 441
+#endif
 
 struct always {
     int fd;
@@ -41,6 +55,9 @@ struct epoll_impl {
     int epoll_fd;
     struct entry *entries;
     int entries_len;
+    int no_pwait2; /* the kernel lacks it, or a sandbox refuses it */
+    int timer_fd;  /* -1: none is needed yet, or none is to be had */
+    int timer_runs;
     struct always *always;
     int always_len, always_cap;
     struct epoll_event events[MAX_EVENTS];
@@ -65,6 +82,7 @@ static int init_epoll(struct poller *p)
     struct epoll_impl *e = calloc(1, sizeof *e);
     if (!e)
         return -ENOMEM;
+    e->timer_fd = -1;
     e->epoll_fd = open_epoll();
     if (e->epoll_fd < 0) {
         rc = e->epoll_fd;
@@ -81,6 +99,8 @@ static void fini_epoll(struct poller *p)
     struct epoll_impl *e = p->impl;
     sock_close(e->epoll_fd);
     free(e->entries);
+    if (e->timer_fd >= 0)
+        sock_close(e->timer_fd);
     free(e->always);
     free(e);
 }
@@ -227,6 +247,10 @@ static void renew_set(struct epoll_impl *e)
             return;
         }
     }
+    if (e->timer_fd >= 0 && control(epoll_fd, EPOLL_CTL_ADD, e->timer_fd, 0, PL_READ) < 0) {
+        sock_close(epoll_fd);
+        return;
+    }
     sock_close(e->epoll_fd);
     e->epoll_fd = epoll_fd;
 }
@@ -255,15 +279,79 @@ static int gather_always(struct poller *p, int n)
     return n;
 }
 
-/* Milliseconds, rounded up: a timer may be 1 ms late. epoll_pwait2 (Linux 5.11) takes nanoseconds;
- * it is not used yet, as older kernels lack it and some sandboxes refuse it. */
+/* ---- waiting: epoll_wait knows whole milliseconds ---- */
+
+static int open_timer(struct epoll_impl *e)
+{
+    int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    if (fd < 0)
+        return -errno;
+    int moved = sock_above_stdio(fd);
+    if (moved < 0) {
+        sock_close(fd);
+        return moved;
+    }
+    int rc = control(e->epoll_fd, EPOLL_CTL_ADD, moved, 0, PL_READ);
+    if (rc < 0) {
+        sock_close(moved);
+        return rc;
+    }
+    e->timer_fd = moved;
+    return 0;
+}
+
+/* Start the timer, or with 0 stop it, after which it is not readable either. 0 or -errno. */
+static int set_timer(struct epoll_impl *e, int64_t ns)
+{
+    struct itimerspec after = {0};
+    after.it_value.tv_sec = (time_t)(ns / NS_PER_S);
+    after.it_value.tv_nsec = (long)(ns % NS_PER_S);
+    if (timerfd_settime(e->timer_fd, 0, &after, NULL) < 0)
+        return -errno;
+    e->timer_runs = ns != 0;
+    return 0;
+}
+
+/* The timer ends the wait, if there can be one; the milliseconds end it at the latest. */
+static int wait_with_timer(struct epoll_impl *e, int64_t timeout_ns)
+{
+    int fine = timeout_ns > 0 && timeout_ns % NS_PER_MS;
+    if (fine && timeout_ns / NS_PER_S < INT32_MAX && (e->timer_fd >= 0 || open_timer(e) == 0))
+        (void)set_timer(e, timeout_ns);
+    else if (e->timer_runs)
+        (void)set_timer(e, 0); /* of a wait that ended before it */
+    int n = epoll_wait(e->epoll_fd, e->events, MAX_EVENTS, poller_ms(timeout_ns));
+    if (n < 0)
+        return -errno;
+    for (int i = 0; i < n; i++) {
+        if (e->timer_fd >= 0 && (int)(e->events[i].data.u64 & INT_MAX) == e->timer_fd)
+            e->events[i--] = e->events[--n];
+    }
+    return n;
+}
+
+static int wait_events(struct epoll_impl *e, int64_t timeout_ns)
+{
+#ifdef PWAIT2
+    if (timeout_ns > 0 && !e->no_pwait2) { /* else there is nothing to be fine about */
+        const int64_t most = (int64_t)INT32_MAX * NS_PER_S;
+        int64_t ns = timeout_ns < most ? timeout_ns : most;
+        const int64_t ts[2] = {ns / NS_PER_S, ns % NS_PER_S}; /* the kernel's own timespec */
+        long n = syscall(PWAIT2, e->epoll_fd, e->events, MAX_EVENTS, ts, NULL, (size_t)0);
+        if (n >= 0 || (errno != ENOSYS && errno != EPERM))
+            return n < 0 ? -errno : (int)n;
+        e->no_pwait2 = 1;
+    }
+#endif
+    return wait_with_timer(e, timeout_ns);
+}
+
 static int wait_epoll(struct poller *p, int64_t timeout_ns)
 {
     struct epoll_impl *e = p->impl;
-    int timeout_ms = e->always_len ? 0 : poller_ms(timeout_ns);
-    int n = epoll_wait(e->epoll_fd, e->events, MAX_EVENTS, timeout_ms);
+    int n = wait_events(e, e->always_len ? 0 : timeout_ns);
     if (n < 0)
-        return -errno;
+        return n;
     int found = 0;
     for (int i = 0; i < n; i++) {
         const struct epoll_event *event = &e->events[i];

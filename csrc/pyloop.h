@@ -129,6 +129,9 @@ int pl_loop_leave(struct pl_loop *loop);
  * -errno of the poller, or PL_E_THREAD, PL_E_FORKED. */
 int pl_loop_tick(struct pl_loop *loop, int64_t timeout_ns);
 
+/* The same, and count the callbacks that the caller has run since the last one, unless it fails. */
+int pl_loop_turn(struct pl_loop *loop, int64_t timeout_ns, uint32_t callbacks);
+
 /* The batch's events: one address for the loop's whole life. */
 struct pl_event *pl_loop_events(struct pl_loop *loop);
 

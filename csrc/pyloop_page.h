@@ -11,7 +11,7 @@
 
 /* ---- counters --------------------------------------------------------- */
 
-#define PL_COUNTERS_VERSION 2
+#define PL_COUNTERS_VERSION 3
 
 /* Fixed width, only ever written by the loop's thread, through a pointer: it may lie
  * in shared memory. One struct per group. */
@@ -48,6 +48,15 @@ struct pl_loop_counters {
                                nobody runs it */
     uint64_t lag[PL_LAG_BUCKETS]; /* [i]: turns whose busy time was below 2^i microseconds and not below
                                      2^(i-1); the last one has all the longer ones too */
+    uint64_t callbacks;     /* that the caller ran, as it told pl_loop_turn */
+    uint64_t bytes_in;      /* received from the kernel by all conns */
+    uint64_t bytes_out;     /* the kernel took of them */
+    /* system calls, by what they are for */
+    uint64_t waits;         /* of the poller */
+    uint64_t accepts;       /* accept4; the last of a burst finds nobody */
+    uint64_t receives;      /* recv, for conns */
+    uint64_t sends;         /* send and sendmsg, for conns */
+    uint64_t watches;       /* epoll_ctl; to select and poll a change of interest is none */
 };
 
 /* ---- the page: counters of many processes in one piece of shared memory ---- */

@@ -26,6 +26,13 @@ static int fit_fd(struct pl_loop *loop, int fd)
     return 0;
 }
 
+/* Set interest, and count it where that is a system call. */
+static int set_interest(struct pl_loop *loop, struct poller *p, int fd, uint32_t old, uint32_t new_)
+{
+    loop->counters->watches += p->ops->backend == PL_EPOLL;
+    return p->ops->set(p, fd, old, new_);
+}
+
 /* Move all interest to the strongest poller. 0, or -errno with the old one still in place. */
 static int move_poller(struct pl_loop *loop)
 {
@@ -36,7 +43,7 @@ static int move_poller(struct pl_loop *loop)
     for (int fd = 0; fd < loop->fds_cap; fd++) {
         if (!loop->fds[fd].interest)
             continue;
-        rc = stronger.ops->set(&stronger, fd, 0, loop->fds[fd].interest);
+        rc = set_interest(loop, &stronger, fd, 0, loop->fds[fd].interest);
         if (rc == -EBADF && (rc = poller_grow(&stronger, vanished + 1)) == 0)
             stronger.ready[vanished++] = (struct ready){fd, POLLER_BADFD}; /* select cannot say so */
         if (rc < 0) {
@@ -68,7 +75,7 @@ int watch_set(struct pl_loop *loop, int fd, enum owner owner, uint32_t index, ui
         rc = interest && must_move(loop, fd, old) ? move_poller(loop) : 0;
         if (rc < 0 && fd >= pl_fdset_size())
             return rc; /* else select will do until the next try */
-        rc = loop->poller.ops->set(&loop->poller, fd, old, interest);
+        rc = set_interest(loop, &loop->poller, fd, old, interest);
         if (rc < 0)
             return rc;
         loop->watched += (uint32_t)(interest != 0) - (uint32_t)(old != 0);
@@ -84,7 +91,7 @@ void watch_forget(struct pl_loop *loop, int fd)
     struct fd_entry *entry = &loop->fds[fd];
     if (entry->interest) {
         if (!loop_is_foreign(loop))
-            loop->poller.ops->set(&loop->poller, fd, entry->interest, 0);
+            (void)set_interest(loop, &loop->poller, fd, entry->interest, 0);
         loop->watched--;
     }
     *entry = (struct fd_entry){0};

@@ -7,8 +7,6 @@ of their addresses only its socket module knows.
 from __future__ import annotations
 
 import asyncio
-import collections
-import contextvars
 import errno
 import socket
 from typing import Any
@@ -22,20 +20,12 @@ __all__ = ["DatagramCalls"]
 
 
 class Datagrams:
-    """The datagram transports of one loop, by the slot of their ids.
+    """The datagram transports of one loop, by the slot of their ids."""
 
-    What the walk over a batch finds for them is called when what was scheduled before it has run:
-    programs for asyncio rely on that order. One handle serves the whole batch.
-    """
-
-    def __init__(self, loop: Any, dispatch: Dispatch) -> None:
+    def __init__(self, dispatch: Dispatch) -> None:
         self.book = AddressBook()
-        self._loop = loop
         self._dispatch = dispatch
         self._transports: list[DatagramTransport | None] = []
-        # (transport, data, its sender), or (None, what to call, with what)
-        self._calls: collections.deque[tuple[Any, Any, Any]] = collections.deque()
-        self._handle = asyncio.Handle(self._run_calls, (), loop, contextvars.Context())
         kinds = {
             lib.PL_EV_DATAGRAM: self._received,
             lib.PL_EV_DATAGRAM_ERROR: self._error,
@@ -54,33 +44,7 @@ class Datagrams:
 
     def _cut_off(self) -> None:
         """The core ends: transports that nobody else holds close their sockets, and warn."""
-        self._calls.clear()
         self._transports.clear()
-
-    def _run_calls(self) -> None:
-        calls = self._calls
-        try:
-            while calls:
-                transport, first, second = calls.popleft()
-                if transport is None:
-                    first(second)
-                elif transport._state:
-                    transport._received(first, second)
-                else:
-                    try:
-                        transport._run(transport._protocol.datagram_received, first, second)
-                    except (SystemExit, KeyboardInterrupt):
-                        raise
-                    except BaseException as exc:
-                        transport._report("datagram_received", exc)
-        finally:
-            if calls:  # KeyboardInterrupt
-                self._loop._add_callback(self._handle)
-
-    def _call(self, transport: Any, first: Any, second: Any) -> None:
-        if not self._calls:
-            self._loop._add_callback(self._handle)
-        self._calls.append((transport, first, second))
 
     # ---- what the kinds mean: each takes (slot, start, end) ----
 
@@ -93,30 +57,35 @@ class Datagrams:
 
     def _received(self, slot: int, start: int, end: int) -> None:
         transport: Any = self._transports[slot]
-        sender = self._sender(transport, start)
-        calls = self._calls
-        if not calls:
-            self._loop._add_callback(self._handle)
-        calls.append((transport, MEMORY[start:end], sender))
+        sender, data = self._sender(transport, start), MEMORY[start:end]
+        if transport._state:
+            transport._received(data, sender)
+            return
+        try:
+            transport._run(transport._protocol.datagram_received, data, sender)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            transport._report("datagram_received", exc)
 
     def _cut(self, slot: int, start: int, end: int) -> None:
         transport: Any = self._transports[slot]
         sender = self._sender(transport, start)
         what = f"a datagram of more than {end - start} bytes from {sender!r} was dropped"
-        self._call(None, transport._failed, OSError(errno.EMSGSIZE, what))
+        transport._failed(OSError(errno.EMSGSIZE, what))
 
     def _error(self, slot: int, start: int, end: int) -> None:
         transport: Any = self._transports[slot]
-        self._call(None, transport._failed, failure(self._dispatch.value()))
+        transport._failed(failure(self._dispatch.value()))
 
     def _resume(self, slot: int, start: int, end: int) -> None:
         transport: Any = self._transports[slot]
-        self._call(None, transport._tell_open, "resume_writing")
+        transport._tell_open("resume_writing")
 
     def _lost(self, slot: int, start: int, end: int) -> None:
         transport: Any = self._transports[slot]
         self._transports[slot] = None
-        self._call(None, transport._lost, self._dispatch.value())
+        transport._lost(self._dispatch.value())
 
 
 class DatagramCalls:
@@ -138,7 +107,7 @@ class DatagramCalls:
                 sock, protocol, address, waiter, extra
             )
         if self._datagrams is None:
-            self._datagrams = Datagrams(self, self._core.dispatch)
+            self._datagrams = Datagrams(self._core.dispatch)
         loop: Any = self
         transport = DatagramTransport(loop, self._datagrams.book, sock, protocol, address, extra)
         self._datagrams.add(transport)

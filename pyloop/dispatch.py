@@ -17,7 +17,8 @@ from pyloop.address import show_address
 from pyloop.connection import Connection
 from pyloop.core import MEMORY, failure, ffi, is_foreign, lib
 from pyloop.inbox import CLOSED
-from pyloop.protocol import Owner, log
+from pyloop.monitors import callback_name
+from pyloop.protocol import Owner, deliver, log
 
 __all__ = ["Dispatch"]
 
@@ -26,6 +27,15 @@ _HOT = struct.Struct("@8xIIPP8x")
 assert _HOT.size == ffi.sizeof("struct pl_event")
 
 _MESSAGE = lib.PL_EV_MESSAGE
+_CALLS = {
+    _MESSAGE: "message_received",
+    lib.PL_EV_CIPHER: "message_received",
+    lib.PL_EV_EOF: "eof_received",
+    lib.PL_EV_RESUME: "resume_writing",
+    lib.PL_EV_LOST: "connection_lost",
+    lib.PL_EV_READABLE: "buffer_updated",
+}
+"""What an event calls of a protocol."""
 _BATCH_BYTES = lib.PL_EVENTS_MAX * _HOT.size
 
 
@@ -43,9 +53,12 @@ class Dispatch:
         self._raw = lib.pl_loop_events(ptr)
         self._view = memoryview(ffi.buffer(self._raw, _BATCH_BYTES))
         self._count = 0
+        self.unfinished = False
+        """Has the last walk not reached the end of its batch?"""
         self._events: Iterator[tuple[Any, ...]] = iter(())
         self._others: list[Callable[[int, int, int], None]] = [self._nothing] * 32
         for kind, method in (
+            (_MESSAGE, self._message),
             (lib.PL_EV_READ, self._readable),
             (lib.PL_EV_WRITE, self._writable),
             (lib.PL_EV_BOTH, self._both),
@@ -75,15 +88,16 @@ class Dispatch:
         """Take over a fresh batch of `count` events."""
         self._count = count
         self._events = _HOT.iter_unpack(self._view[: count * _HOT.size])
+        self.unfinished = True
 
     @property
-    def unfinished(self) -> bool:
-        """Are there events that the last walk did not reach?"""
-        return self._events.__length_hint__() > 0  # type: ignore[attr-defined,no-any-return]
+    def left(self) -> int:
+        """How many events are behind the one that the walk is at."""
+        return self._events.__length_hint__()  # type: ignore[attr-defined,no-any-return]
 
     def _index(self) -> int:
         """The number of the event that the walk is at."""
-        return self._count - self._events.__length_hint__() - 1  # type: ignore[attr-defined,no-any-return]
+        return self._count - self.left - 1
 
     def value(self) -> int:
         """The value of the event that the walk is at."""
@@ -106,6 +120,33 @@ class Dispatch:
                     conn._fail(exc)
             else:
                 others[kind](slot, start, end)
+        self.unfinished = False
+
+    def walk_by(self, deliver: Callable[[int, int, int, int], None]) -> None:
+        """Walk, but leave each event to `deliver(kind, slot, start, end)`, which calls ours."""
+        for event in self._events:
+            deliver(*event)
+        self.unfinished = False
+
+    def deliver(self, kind: int, slot: int, start: int, end: int) -> None:
+        """Deliver the event that the walk is at."""
+        self._others[kind](slot, start, end)
+
+    def name_of(self, kind: int, slot: int) -> str:
+        """Say, for people, what the event that the walk is at will call."""
+        if kind == lib.PL_EV_OPEN:
+            owner = self.owners.get(self._raw[self._index()].value)
+            handler = getattr(owner and owner.server, "_handler", self.deliver)
+            what = ".connection_made" if isinstance(handler, type) else ""
+            return callback_name(handler) + what
+        what = _CALLS.get(kind, "")
+        conn: Any = self.connections[slot] if what else None
+        if conn is None:
+            return callback_name(self.deliver)  # and no handler
+        target = conn._target
+        if target is conn or target is None or (kind == _MESSAGE and conn._call is not deliver):
+            return callback_name(conn._call)
+        return f"{type(target).__qualname__}.{what}"
 
     def add(self, ident: int, conn: Connection | None) -> None:
         """Enter a connection under the slot of its id."""
@@ -151,6 +192,18 @@ class Dispatch:
             if code < 0 and code != -errno.ESTALE:  # gone: its loss is told later in this batch
                 conn._fail(failure(code))
         return bool(conn._gate)
+
+    def _message(self, slot: int, start: int, end: int) -> None:
+        conn: Any = self.connections[slot]
+        if conn._gate:
+            self._gated(conn)
+            return
+        try:
+            conn._context.run(conn._call, conn._target, MEMORY[start:end])
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            conn._fail(exc)
 
     def _nothing(self, slot: int, start: int, end: int) -> None:
         pass

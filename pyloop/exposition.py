@@ -53,6 +53,7 @@ _WORKER_COUNTERS = (
     ("loop_wait_seconds", "wait_seconds", "Time that the loop waited in the kernel."),
     ("loop_busy_seconds", "busy_seconds", "Time that the loop spent between two waits."),
     ("loop_wakes", "wakes", "Waits that another thread ended."),
+    ("loop_callbacks", "callbacks", "Callbacks that were due."),
 )
 # the same, of ProcessStats
 _PROCESS_COUNTERS = (
@@ -62,6 +63,14 @@ _PROCESS_COUNTERS = (
     ("reloads", "reloads", "Reloads completed."),
 )
 _ENDS = ("exited", "failed", "killed")
+# label of pyloop_loop_system_calls_total: field of WorkerStats
+_SYSTEM_CALLS = {
+    "wait": "waits",
+    "accept": "accepts",
+    "receive": "receives",
+    "send": "sends",
+    "watch": "watches",
+}
 
 
 _Workers = Sequence[tuple[str, list[WorkerStats]]]
@@ -93,6 +102,7 @@ class Exposition(Collector):
             for worker, cells in workers:
                 family.add_metric([worker], sum(getattr(cell, field) for cell in cells))
             yield family
+        yield _system_calls(workers)
         yield _turns(workers)
 
 
@@ -159,6 +169,18 @@ def _server_counters(workers: _Workers, servers: int) -> Iterator[Metric]:
                 value = sum(getattr(cell.servers[server], field) for cell in cells)
                 family.add_metric(_values(servers, worker, server), value)
         yield family
+
+
+def _system_calls(workers: _Workers) -> Metric:
+    family = CounterMetricFamily(
+        "pyloop_loop_system_calls",
+        "System calls of the loop, by what they are for.",
+        labels=["worker", "call"],
+    )
+    for worker, cells in workers:
+        for call, field in _SYSTEM_CALLS.items():
+            family.add_metric([worker, call], sum(getattr(cell, field) for cell in cells))
+    return family
 
 
 def _turns(workers: _Workers) -> Metric:

@@ -47,8 +47,14 @@ def fork_child(main: Callable[[], int | None]) -> int:
     Source: fork(2), pthread_sigmask(3).
     """
     loop = asyncio._get_running_loop()
-    if isinstance(loop, Loop):
-        loop._flush()
+    if not isinstance(loop, Loop):
+        return _fork(main, loop)
+    loop._flush()
+    with loop._without_threads():
+        return _fork(main, loop)
+
+
+def _fork(main: Callable[[], int | None], loop: Any) -> int:
     _flush_output()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # by itself: the next call may raise
     try:

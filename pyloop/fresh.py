@@ -164,7 +164,7 @@ def _work(
         orders=orders,
         sockets=tuple(tuple(socket.socket(fileno=fd) for fd in fds) for fds in sockets),
     )
-    return work(servers, Post(**whole), app.backend, None)
+    return work(servers, Post(**whole), app.backend)
 
 
 def _watch(directory: str, supervisor: int, log_level: str) -> int:

@@ -46,9 +46,10 @@ class ForkLauncher:
         slots: Sequence[Slots],
         backend: str,
         debug: bool | None,
+        block_threshold: float | None,
     ) -> None:
         self._servers, self._slots = servers, slots
-        self._backend, self._debug = backend, debug
+        self._loop = backend, debug, block_threshold
 
     def launch(self, post: Post) -> int:
         def main() -> int:
@@ -57,7 +58,7 @@ class ForkLauncher:
                 leave_stdin()
             for slots in self._slots:
                 slots.keep_only(post.worker_id - 1)
-            return work(self._servers, post, self._backend, self._debug)
+            return work(self._servers, post, *self._loop)
 
         return fork_child(main)
 

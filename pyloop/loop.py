@@ -1,12 +1,13 @@
 """pyloop.Loop: asyncio's selector event loop with the core as its selector.
 
-All of asyncio works on it. What is replaced here are the seams through which the stdlib waits
-and wakes: the selector, the self-pipe, `_process_events` and `_write_to_self`.
+All of asyncio works on it. What is replaced are the seams through which the stdlib waits and
+wakes: here the selector, the self-pipe and `_write_to_self`; in `running.py` the turn and timers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import selectors
@@ -17,12 +18,14 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, cast
 
+from pyloop.blocked import BlockWatch, check_threshold
 from pyloop.core import check, failure, ffi, is_foreign, lib
 from pyloop.datagram_calls import DatagramCalls
 from pyloop.dispatch import Dispatch
 from pyloop.groups import Groups
 from pyloop.page import Page
 from pyloop.pipes import Pipes
+from pyloop.running import Running, wait_ns
 from pyloop.sock_calls import SocketCalls
 from pyloop.stats import LoopStats, loop_stats
 from pyloop.streams import Acceptor, Streams
@@ -38,7 +41,6 @@ _BACKENDS: dict[str, int] = {
     "epoll": lib.PL_EPOLL,
 }
 _NAMES = {number: name for name, number in _BACKENDS.items()}
-_LONGEST_WAIT_NS = 1 << 62
 
 
 def _choose_backend(backend: str) -> int:
@@ -54,20 +56,12 @@ def _choose_backend(backend: str) -> int:
     raise ValueError(f"{source}={backend!r}: expected one of {known}")
 
 
-def _timeout_ns(timeout: float | None) -> int:
-    """Seconds as the core wants them: whole nanoseconds, never too few, -1 for no end."""
-    if timeout is None:
-        return -1
-    if timeout <= 0:
-        return 0
-    return min(-int(-timeout * 1_000_000_000 // 1), _LONGEST_WAIT_NS)
-
-
 class CoreSelector:
     """The core behind what asyncio expects of a selector.
 
-    `select` is one tick; it returns how many events the batch has, and `Loop._process_events`
-    walks them. What is watched is in `watches`, and SocketCalls enters it there.
+    The loop's own turn does without `select`. It is for what brings a turn of its own: it makes
+    one tick and says how many events the batch has, and `Loop._process_events` walks them. What is
+    watched is in `watches`, and SocketCalls enters it there.
     """
 
     def __init__(self, backend: str) -> None:
@@ -105,9 +99,8 @@ class CoreSelector:
         dispatch = self.dispatch
         if dispatch.unfinished:
             return 0
-        count = lib.pl_loop_tick(self.ptr, _timeout_ns(timeout))
-        if count < 0:
-            self.check(count)
+        wait = -1 if timeout is None else wait_ns(timeout)
+        count = self.check(lib.pl_loop_tick(self.ptr, wait))
         dispatch.begin(count)
         return count
 
@@ -138,21 +131,25 @@ class _WakeupFd:
         return self._fd
 
 
-class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, asyncio.SelectorEventLoop):
+class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, Running):
     """An asyncio event loop whose waiting, and whose native connections, are pyloop's C core.
 
     Args:
         backend: "auto" (starts on select, moves to epoll or poll when it must), "select",
             "poll" or "epoll". PYLOOP_BACKEND in the environment replaces "auto".
+        block_threshold: seconds after which a callback that still runs is logged with its stack,
+            by a thread that watches while the loop runs; None for no such thread.
 
     Raises:
-        ValueError: an unknown backend.
+        ValueError: an unknown backend, or a threshold that is not above 0.
     """
 
     _csock: Any
 
-    def __init__(self, backend: str = "auto") -> None:
-        self._closed = True  # for __del__, should the next line raise
+    def __init__(self, backend: str = "auto", block_threshold: float | None = None) -> None:
+        self._closed = True  # for __del__, should the next lines raise
+        self._block_watch: BlockWatch | None = None
+        threshold = check_threshold(block_threshold)
         self._core = CoreSelector(backend)
         self._wake_lock = threading.RLock()  # a signal handler may come in between
         self._counters: Any = ffi.new("struct pl_loop_counters *")
@@ -170,6 +167,7 @@ class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, asyncio.Sel
         dispatch._ready = self._fd_ready
         dispatch.on_signal = self._signal_came
         dispatch.on_bad_fd = self._fd_vanished
+        self._watch_blocking(threshold)
 
     @property
     def backend(self) -> str:
@@ -179,7 +177,18 @@ class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, asyncio.Sel
 
     def stats(self) -> LoopStats:
         """Return what the loop has done so far."""
-        return loop_stats(self.backend, self._counters)
+        return loop_stats(self.backend, self._counters, self._ran)
+
+    def _watch_blocking(self, threshold: float | None) -> None:
+        """Log callbacks that run longer, from now on."""
+        if threshold is not None:
+            self._block_watch = BlockWatch(self, threshold)
+            if self.is_running():
+                self._block_watch.start()
+
+    def _without_threads(self) -> contextlib.AbstractContextManager[None]:
+        """Have no thread of the loop's own in a block that forks."""
+        return self._block_watch.pause() if self._block_watch else contextlib.nullcontext()
 
     def _count_in(self, page: Page, cell: int) -> None:
         """Count in a cell of a page from now on, until the loop is closed."""
@@ -200,10 +209,16 @@ class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, asyncio.Sel
         in_main = threading.current_thread() is threading.main_thread()
         previous = self._own_wakeup_fd() if in_main else -1
         try:
+            if self._block_watch is not None:
+                self._block_watch.start()
             super().run_forever()
         finally:
+            if self._block_watch is not None:
+                self._block_watch.stop()
             if self._core.ptr != ffi.NULL:  # else a forked child has closed it
                 self._flush()  # write(); loop.stop() sends
+                self._counters.callbacks += self._ran
+                self._ran = 0
                 lib.pl_loop_leave(self._core.ptr)
                 if in_main:
                     self._restore_wakeup_fd(previous)
@@ -253,6 +268,8 @@ class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, asyncio.Sel
         self._csock = None
 
     def _write_to_self(self) -> None:
+        if not self._waiting:
+            return  # the loop looks at what there is to do before it waits
         with self._wake_lock:  # so that close() in another thread does not free what is used here
             if self._core.ptr != ffi.NULL:
                 lib.pl_loop_wake(self._core.ptr)
@@ -282,9 +299,9 @@ def _renew_locks() -> None:
 os.register_at_fork(after_in_child=_renew_locks)
 
 
-def new_event_loop(backend: str = "auto") -> Loop:
+def new_event_loop(backend: str = "auto", block_threshold: float | None = None) -> Loop:
     """Return a new Loop: the `loop_factory` for asyncio.Runner and its kin."""
-    return Loop(backend)
+    return Loop(backend, block_threshold)
 
 
 def running_loop(what: str) -> Loop:

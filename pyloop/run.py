@@ -10,8 +10,9 @@ import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar, overload
 
+from pyloop.blocked import check_threshold
 from pyloop.buses import Buses
-from pyloop.loop import new_event_loop
+from pyloop.loop import new_event_loop, running_loop
 from pyloop.page import Page
 from pyloop.server import Server
 from pyloop.serving import Signals, children_of, give_buses, make_page, serve_alone
@@ -24,10 +25,27 @@ _refused = False
 
 
 @overload
-def run(main: Coroutine[Any, Any, T], /, *, backend: str = ..., debug: bool | None = ...) -> T: ...
+def run(
+    main: Coroutine[Any, Any, T],
+    /,
+    *,
+    backend: str = ...,
+    debug: bool | None = ...,
+    block_threshold: float | None = ...,
+) -> T: ...
 @overload
-def run(*servers: Server, backend: str = ..., debug: bool | None = ...) -> None: ...
-def run(*servers: Any, backend: str = "auto", debug: bool | None = None) -> Any:
+def run(
+    *servers: Server,
+    backend: str = ...,
+    debug: bool | None = ...,
+    block_threshold: float | None = ...,
+) -> None: ...
+def run(
+    *servers: Any,
+    backend: str = "auto",
+    debug: bool | None = None,
+    block_threshold: float | None = None,
+) -> Any:
     """Serve until SIGINT or SIGTERM, or run one coroutine to its end.
 
     Servers: the first signal stops them in good order (see Server.stop), a second one aborts.
@@ -37,6 +55,8 @@ def run(*servers: Any, backend: str = "auto", debug: bool | None = None) -> Any:
         servers: one or more Servers, or one coroutine.
         backend: "auto", "select", "poll" or "epoll"; see Loop.
         debug: asyncio's debug mode; None leaves it to the environment.
+        block_threshold: seconds after which a callback that still runs is logged; see Loop. It
+            holds where handlers run: in each worker, and never in a process that forks.
 
     Returns:
         None for servers, the coroutine's result otherwise.
@@ -47,7 +67,12 @@ def run(*servers: Any, backend: str = "auto", debug: bool | None = None) -> Any:
     """
     coroutines: tuple[Any, ...] = servers
     try:
-        main = _main(servers[0]) if _is_main(servers) else _serve(servers, backend, debug)
+        watch = check_threshold(block_threshold)
+        main = (
+            _main(servers[0], watch)
+            if _is_main(servers)
+            else _serve(servers, backend, debug, watch)
+        )
         coroutines = (main, *servers)
         with asyncio.Runner(debug=debug, loop_factory=lambda: new_event_loop(backend)) as runner:
             return runner.run(main)
@@ -86,7 +111,9 @@ def _is_main(servers: tuple[Any, ...]) -> bool:
     return False
 
 
-async def _serve(servers: tuple[Server, ...], backend: str, debug: bool | None) -> None:
+async def _serve(
+    servers: tuple[Server, ...], backend: str, debug: bool | None, block_threshold: float | None
+) -> None:
     """Serve here, or have workers serve."""
     settings = common_supervision([(repr(server), server._supervision) for server in servers])
     if settings.workers > 1 and threading.current_thread() is not threading.main_thread():
@@ -96,8 +123,10 @@ async def _serve(servers: tuple[Server, ...], backend: str, debug: bool | None) 
     give_buses(servers, Buses(), shared=settings.workers > 1 or servers[0]._model == "fork")
     try:
         if settings.workers > 1:
-            await _supervise(servers, settings, backend, debug)
+            await _supervise(servers, settings, backend, debug, block_threshold)
             return
+        if servers[0]._model != "fork":  # whose parent forks for each connection
+            running_loop("run()")._watch_blocking(block_threshold)
         page = make_page(servers, 1 + children_of(servers))
         async with _metrics(servers, page):
             await serve_alone(servers, page)
@@ -107,7 +136,11 @@ async def _serve(servers: tuple[Server, ...], backend: str, debug: bool | None) 
 
 
 async def _supervise(
-    servers: tuple[Server, ...], settings: Supervision, backend: str, debug: bool | None
+    servers: tuple[Server, ...],
+    settings: Supervision,
+    backend: str,
+    debug: bool | None,
+    block_threshold: float | None,
 ) -> None:
     """Have workers serve, each a fork of this process, until SIGTERM or SIGINT.
 
@@ -125,7 +158,7 @@ async def _supervise(
     async with listen(places, settings.workers, page):
         for server, place in zip(servers, places, strict=True):
             server._listening = place.first
-        launcher = ForkLauncher(servers, places, backend, debug)
+        launcher = ForkLauncher(servers, places, backend, debug, block_threshold)
         drain_timeout = max(server._drain_timeout for server in servers)
         async with _metrics(servers, page):
             await Supervisor(launcher, places, settings, drain_timeout, page).run()
@@ -155,7 +188,8 @@ def refuse_run() -> Iterator[None]:
         _refused = False
 
 
-async def _main(coroutine: Coroutine[Any, Any, T]) -> T:
+async def _main(coroutine: Coroutine[Any, Any, T], block_threshold: float | None) -> T:
+    running_loop("run()")._watch_blocking(block_threshold)
     task = asyncio.current_task()
     assert task is not None
     terminated = False

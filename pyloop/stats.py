@@ -104,6 +104,14 @@ class WorkerStats:
     lag: tuple[int, ...]
     """As LoopStats.lag."""
     servers: tuple[Counters, ...]
+    callbacks: int
+    bytes_in: int
+    bytes_out: int
+    waits: int
+    accepts: int
+    receives: int
+    sends: int
+    watches: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +147,19 @@ class LoopStats:
     lag: tuple[int, ...]
     """[i]: turns that kept the loop busy for less than 2**i microseconds and not for less than
     2**(i-1); the last one has all the longer ones too. Whoever became ready meanwhile waited."""
+    callbacks: int
+    """Callbacks that were due: of call_soon, of timers, of watched fds and tasks."""
+    bytes_in: int
+    """Bytes that the core received for connections."""
+    bytes_out: int
+    """Bytes of connections that the kernel took."""
+    waits: int
+    """System calls of the core, like the four below: pselect, ppoll, epoll_wait."""
+    accepts: int
+    receives: int
+    sends: int
+    watches: int
+    """Changes of interest, each an epoll_ctl; none on select and poll."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +182,14 @@ class PageStats:
     busy_seconds: float
     wakes: int
     lag: tuple[int, ...]
+    callbacks: int
+    bytes_in: int
+    bytes_out: int
+    waits: int
+    accepts: int
+    receives: int
+    sends: int
+    watches: int
 
 
 _STATES = {
@@ -170,6 +199,10 @@ _STATES = {
     lib.PL_CELL_LEAVING: "leaving",
 }
 _COUNTERS = tuple(Counters.__dataclass_fields__)
+_LOOP_COUNTS = (
+    *("callbacks", "bytes_in", "bytes_out"),
+    *("waits", "accepts", "receives", "sends", "watches"),
+)
 _PROCESSES = tuple(ProcessStats.__dataclass_fields__)
 NO_PROCESSES = ProcessStats(*(0 for _ in _PROCESSES))
 
@@ -198,12 +231,15 @@ def loop_sum(pointers: Iterable[Any]) -> dict[str, Any]:
         "busy_seconds": sum(p.busy_ns for p in every) / 1e9,
         "wakes": sum(p.wakes for p in every),
         "lag": tuple(map(sum, zip(*lags, strict=True))) if lags else (0,) * lib.PL_LAG_BUCKETS,
+        **{name: sum(getattr(p, name) for p in every) for name in _LOOP_COUNTS},
     }
 
 
-def loop_stats(backend: str, counters: Any) -> LoopStats:
-    """Copy a struct pl_loop_counters."""
-    return LoopStats(backend=backend, **loop_sum([counters]))
+def loop_stats(backend: str, counters: Any, ran: int) -> LoopStats:
+    """Copy a struct pl_loop_counters, which does not know of the callbacks that `ran` last."""
+    shared = loop_sum([counters])
+    shared["callbacks"] += ran
+    return LoopStats(backend=backend, **shared)
 
 
 def server_stats(counters: Any, loops: Iterable[Any]) -> ServerStats:

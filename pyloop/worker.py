@@ -75,10 +75,20 @@ class Post:
     """Do all slots have the same ones? For each server."""
 
 
-def work(servers: tuple[Server, ...], post: Post, backend: str, debug: bool | None) -> int:
+def work(
+    servers: tuple[Server, ...],
+    post: Post,
+    backend: str,
+    debug: bool | None = None,
+    block_threshold: float | None = None,
+) -> int:
     """Serve until told to leave. Returns the exit status."""
     faulthandler.register(STACK_SIGNAL, file=post.stack_fd, all_threads=True)
-    with asyncio.Runner(debug=debug, loop_factory=lambda: new_event_loop(backend)) as runner:
+
+    def loop_factory() -> asyncio.AbstractEventLoop:
+        return new_event_loop(backend, block_threshold)
+
+    with asyncio.Runner(debug=debug, loop_factory=loop_factory) as runner:
         return runner.run(_work(servers, post))
 
 

@@ -267,7 +267,9 @@ class _Control:
 
     def do_stats(self) -> dict[str, Any]:
         stats = dataclasses.asdict(self.server.stats())
-        return {**stats, **dataclasses.asdict(self.loop.stats()), "log": self.log.lines}
+        loop = dataclasses.asdict(self.loop.stats())
+        bytes_moved = {name: stats[name] for name in ("bytes_in", "bytes_out")}
+        return {**stats, **loop, **bytes_moved, "log": self.log.lines}
 
     def do_rules(self, spec: str = "") -> dict[str, Any]:
         return {"rules": shim_library().faults_set(spec.encode())}

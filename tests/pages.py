@@ -107,5 +107,6 @@ def count(page, number, server=0, **counters):
             for bucket, turns in more.items():
                 loop.lag[bucket] += turns
         else:
-            owner = loop if hasattr(loop, name) else page.counters(number, server)
+            counters = page.counters(number, server)
+            owner = counters if hasattr(counters, name) else loop
             setattr(owner, name, getattr(owner, name) + more)

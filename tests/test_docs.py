@@ -53,7 +53,11 @@ def public_members(thing: object) -> set[str]:
     ours = [base for base in thing.__mro__ if base.__module__.startswith("pyloop")]
     found = {name for base in ours for name in vars(base) if not name.startswith("_")}
     # A subclass's own view of asyncio's methods is asyncio's documentation.
-    return found if not issubclass(thing, pyloop.Loop) else found & {"backend", "stats"}
+    return (
+        found
+        if not issubclass(thing, pyloop.Loop)
+        else found & {"backend", "stats", "slow_callback_hook"}
+    )
 
 
 # ---- the API page ----

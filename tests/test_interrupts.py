@@ -30,6 +30,7 @@ INSIDE_A_WAKE = """if True:
 
     async def main():
         loop = asyncio.get_running_loop()
+        loop._waiting = True  # as for a caller that comes just before the wait
         sys.setprofile(inside)
         loop.call_soon_threadsafe(int)
         sys.setprofile(None)
@@ -76,6 +77,7 @@ def test_signal_handler_that_calls_the_loop_inside_a_wake_does_not_deadlock(back
             loop.call_soon_threadsafe(came.append, "handled")
 
         signal.signal(signal.SIGUSR1, handler)
+        loop._waiting = True  # as for a caller that comes just before the wait
         sys.setprofile(inside)
         loop.call_soon_threadsafe(came.append, "called")
         sys.setprofile(None)

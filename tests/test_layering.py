@@ -40,13 +40,15 @@ PYTHON_LEVELS = """
     acceptor
     forking
     channel rings turns loop
+    blocked
     streams pipes sock_calls subprocesses watches
-    datagram_calls datagrams dispatch transports tls handlers
+    datagram_calls datagrams running dispatch transports tls handlers
     served_tls
     served
     outlet
     blocking connection stats
     inbox outbox logs tls_protocol groups
+    handles monitors
     protocol
     supervision slots
     shared_lock semaphore

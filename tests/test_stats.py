@@ -10,6 +10,7 @@ import os
 import resource
 import socket
 import threading
+import time
 
 import pytest
 from peers import Serving, answer, deaf_peer, exchange, peer_of, until
@@ -291,6 +292,8 @@ def test_waiting_and_working_time_add_up(loop):
 
 def test_wakes_count_what_other_threads_ended(loop):
     def wake():
+        while loop._counters.running_since:  # it does not wait yet
+            time.sleep(0)
         loop.call_soon_threadsafe(loop.stop)
 
     before = loop.stats().wakes

@@ -159,6 +159,61 @@ static void test_other_threads_and_children_may_not_say_where_to_count(void)
     CHECK(pl_loop_leave(loop) == 0);
 }
 
+static void test_callbacks_are_counted_as_the_caller_says(void)
+{
+    CHECK(loop_open() == 0);
+    const struct pl_loop_counters *c = pl_loop_counters(loop);
+    CHECK(pl_loop_turn(loop, 0, 3) == 0 && pl_loop_turn(loop, 0, 0) == 0 && tick(0) == 0);
+    CHECK(c->callbacks == 3 && c->ticks == 3);
+}
+
+/* All conns together, and wherever the loop counts when the call is made. */
+static void test_system_calls_are_counted_by_kind(void)
+{
+    static struct pl_loop_counters c;
+    struct sockaddr_in addr;
+    int peers[2];
+    memset(&c, 0, sizeof c);
+    CHECK(loop_open() == 0);
+    int group = group_of(PL_LINES);
+    uint64_t one = pair_open(group, &peers[0]), other = pair_open(group_of(PL_RAW), &peers[1]);
+    CHECK(one && other && pl_loop_count_in(loop, &c) == 0);
+    CHECK(put(peers[0], "one\n") && put(peers[1], "other") && tick(LONG_NS) == 2);
+    CHECK(c.waits == 1 && c.receives == 2 && c.bytes_in == 9 && c.sends == 0);
+    CHECK(pl_conn_send(loop, one, (const uint8_t *)"x", 1) == 0);
+    CHECK(pl_conn_send(loop, one, (const uint8_t *)"y", 1) == 0 && tick(0) == 0);
+    CHECK(c.sends == 1 && c.bytes_out == 4 && c.waits == 2 && c.accepts == 0);
+    CHECK(c.watches == 0 && pl_conn_pause(loop, other) == 0 && pl_conn_resume(loop, other) == 0);
+    CHECK(c.watches == (backend == PL_EPOLL ? 2 : 0));
+    int listener = tcp_listen(&addr), client = tcp_connect(&addr);
+    CHECK(listener >= 0 && client >= 0 && pl_set_nonblocking(listener, 1) == 0);
+    CHECK(pl_listener_open(loop, group, listener) == 0 && tick(LONG_NS) == 1);
+    CHECK(c.accepts == 2); /* the second one found nobody */
+    close(peers[0]);
+    close(peers[1]);
+    close(client);
+    close(listener);
+}
+
+static void test_change_to_a_stronger_poller_is_counted(void)
+{
+    int fds[AUTO_MAX_WATCHED][2];
+    CHECK(loop_open() == 0);
+    const struct pl_loop_counters *c = pl_loop_counters(loop);
+    uint64_t before = c->watches;
+    for (size_t i = 0; i < AUTO_MAX_WATCHED; i++)
+        CHECK(pipe(fds[i]) == 0 && pl_watch(loop, fds[i][0], PL_READ) == 0);
+    bool on_epoll = pl_loop_backend(loop) == PL_EPOLL;
+    CHECK(before == (backend == PL_EPOLL ? 2 : 0)); /* wakes and signals */
+    CHECK(c->watches == (on_epoll ? AUTO_MAX_WATCHED + 2 : 0));
+    for (size_t i = 0; i < AUTO_MAX_WATCHED; i++) {
+        CHECK(pl_watch(loop, fds[i][0], 0) == 0);
+        close(fds[i][0]);
+        close(fds[i][1]);
+    }
+    CHECK(c->watches == (on_epoll ? 2 * AUTO_MAX_WATCHED + 2 : 0));
+}
+
 static int clock_reads, left_too_early;
 
 static void look_at_runner(void)
@@ -185,4 +240,7 @@ CHECK_MAIN(RUN_ON_ALL(test_counts_go_where_the_caller_says_from_then_on);
            RUN_ON_ALL(test_lag_sorts_turns_by_how_long_they_kept_the_loop);
            RUN_ON_ALL(test_time_that_nobody_runs_the_loop_is_no_turn);
            RUN_ON_ALL(test_other_threads_and_children_may_not_say_where_to_count);
-           RUN_ON_ALL(test_loop_that_is_let_go_has_been_counted);)
+           RUN_ON_ALL(test_loop_that_is_let_go_has_been_counted);
+           RUN_ON_ALL(test_callbacks_are_counted_as_the_caller_says);
+           RUN_ON_ALL(test_system_calls_are_counted_by_kind);
+           RUN_ON_ALL(test_change_to_a_stronger_poller_is_counted);)
