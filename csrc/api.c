@@ -164,8 +164,10 @@ int pl_conn_close(struct pl_loop *loop, uint64_t id)
 {
     int rc;
     struct conn *c = conn_find(loop, id, &rc);
-    if (c)
+    if (c) {
         conn_finish(loop, c);
+        return c->flags & CONN_DEAD ? 2 : 0;
+    }
     return rc == PL_E_FORKED ? let_go(loop, id) : rc;
 }
 

@@ -148,8 +148,12 @@ void conn_finish(struct pl_loop *loop, struct conn *c)
 {
     if (c->flags & (CONN_CLOSING | CONN_DEAD))
         return;
+    if (conn_is(c, PL_BORROWED) && !c->out.len && !(c->flags & CONN_RESUME)) {
+        conn_kill(loop, c, 0);
+        return;
+    }
     c->flags |= CONN_CLOSING;
-    if (!conn_is(c, PL_BORROWED) || !c->out.len)
+    if (!conn_is(c, PL_BORROWED))
         c->flags |= CONN_SHUT;
     c->since_ns = loop->now;
     if (deadline_arm(&loop->deadlines, c) < 0) {

@@ -237,7 +237,7 @@ int pl_conn_admit(struct pl_loop *loop, uint64_t id, size_t waiting);
 
 /* Close after flushing: shutdown(SHUT_WR), discard input until the peer's end of stream or
  * linger, close, PL_EV_LOST. Input not yet delivered is dropped. 0; -ESTALE; 1: let go in a forked child, and no event
- * follows. */
+ * follows; 2: closed, and PL_EV_LOST will only say so (PL_BORROWED with nothing queued, or no memory). */
 int pl_conn_close(struct pl_loop *loop, uint64_t id);
 
 /* Close now; queued output is lost and the peer is reset. PL_EV_LOST with `reason` (0, -errno,

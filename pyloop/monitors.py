@@ -86,6 +86,7 @@ class Monitored(asyncio.SelectorEventLoop):
                 task = getattr(callback, "__self__", None)
                 what = task if isinstance(task, asyncio.Task) else handle
                 self._tell_slow(callback_name(callback), took, handle, what)
+        handle = callback = task = what = None  # an exception that is kept keeps this frame
 
     def _tell_slow(
         self, name: str, took: float, handle: asyncio.Handle | None, what: object

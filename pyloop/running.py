@@ -216,3 +216,4 @@ class Running(Monitored):
                     report_failed(handle, exc)
             else:  # asyncio's, or a class that has its own idea of it
                 handle._run()
+        handle = None  # an exception that is kept somewhere keeps this frame

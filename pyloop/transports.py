@@ -307,6 +307,8 @@ class CoreTransport(FlowControlMixin):
             self._gate |= CLOSED
             if code == 1:
                 self._forget()
+            elif code == 2:
+                self._loop.call_soon(self._lost, 0)  # before the event, as asyncio
 
     def abort(self) -> None:
         """Close now; what is queued is lost."""
@@ -320,6 +322,8 @@ class CoreTransport(FlowControlMixin):
             self._exc = exc
         if code == 1:
             self._forget()
+        elif code == 0:
+            self._loop.call_soon(self._lost, 0)
 
     def _fatal_error(self, exc: BaseException, message: str = "Fatal error on transport") -> None:
         if not isinstance(exc, OSError):
@@ -334,7 +338,9 @@ class CoreTransport(FlowControlMixin):
         )
 
     def _lost(self, reason: int) -> None:
-        """Called by dispatch, once: the core no longer knows the conn."""
+        """Called by dispatch, or before it: the core no longer knows the conn."""
+        if self._gate & LOST:
+            return
         if self._exc is None and reason < 0:
             self._exc = failure(reason)
         self._gate |= CLOSED | LOST

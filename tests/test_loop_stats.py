@@ -61,9 +61,9 @@ def test_served_connection_counts_its_system_calls_and_bytes(run):
                 changed = change(loop, "receives", "sends", "bytes_in", "bytes_out")
                 for _ in range(10):
                     await answer(peer, b"line\n")
-                assert changed() == [10, 10, 50, 50]
+                assert changed() == [20, 20, 100, 100]  # the peer's as well
                 await answer(peer, b"1\n2\n3\n")
-                assert changed() == [11, 11, 56, 56]  # three answers in one send
+                assert changed() == [22, 22, 112, 112]  # three answers in one send
         assert loop.stats().accepts >= 1
 
     run(main())

@@ -45,7 +45,7 @@ static void test_lent_fd_is_never_closed_by_the_core(void)
     CHECK(loop_open() == 0 && (group = lent_group(0)) >= 0);
     uint64_t id = pair_open(group, &peer);
     int fd = conn_fd(id);
-    CHECK(pl_conn_close(loop, id) == 0 && tick_until(PL_EV_LOST, id) >= 0 && is_open(fd));
+    CHECK(pl_conn_close(loop, id) == 2 && tick_until(PL_EV_LOST, id) >= 0 && is_open(fd));
     CHECK(put(fd, "still") && take(peer, (char *)back, 5) == 5); /* and not shut down either */
     close(fd);
     close(peer);
@@ -144,7 +144,7 @@ static void test_readiness_conn_is_told_and_receives_when_asked(void)
     CHECK(shutdown(peer, SHUT_WR) == 0 && tick_until(PL_EV_READABLE, id) >= 0);
     CHECK(pl_conn_receive(loop, id, (uint8_t *)got, 8) == 0);
     CHECK(tick(0) == 0); /* the end is not told again */
-    CHECK(pl_conn_close(loop, id) == 0 && tick_until(PL_EV_LOST, id) >= 0);
+    CHECK(pl_conn_close(loop, id) == 2 && tick_until(PL_EV_LOST, id) >= 0);
     CHECK(pl_conn_receive(loop, id, (uint8_t *)got, 8) == -ESTALE);
     close(fd);
     close(peer);
@@ -165,7 +165,7 @@ static void test_marks_of_one_conn_are_a_group_that_goes_with_it(void)
     CHECK(at >= 0 && drain(peer, 0) == 100);
     CHECK(pl_conn_write(loop, id, large, 100) == 0 && drain(peer, 0) == 100); /* all are flushed at once */
     CHECK(pl_conn_regroup(loop, id, group) == 0);
-    CHECK(pl_conn_close(loop, id) == 0 && tick_until(PL_EV_LOST, id) >= 0);
+    CHECK(pl_conn_close(loop, id) == 2 && tick_until(PL_EV_LOST, id) >= 0);
     CHECK(pl_conn_regroup(loop, id, group) == -ESTALE);
     close(fd);
     close(peer);
@@ -193,7 +193,7 @@ static void test_closing_conn_takes_more_until_it_is_flushed(void)
     close(peer);
     id = pair_open(group, &peer);
     fd = conn_fd(id);
-    CHECK(pl_conn_close(loop, id) == 0 && pl_conn_write(loop, id, large, 1) == -EPIPE); /* nothing was queued */
+    CHECK(pl_conn_close(loop, id) == 2 && pl_conn_write(loop, id, large, 1) == -ESTALE); /* nothing was queued */
     close(fd);
     close(peer);
 }
@@ -214,7 +214,7 @@ static void test_pipe_is_written_at_once_and_read_to_its_end(void)
     CHECK(read(fds[0], back, 10) == 3);
     CHECK(pl_conn_write(loop, out, (const uint8_t *)"then", 4) == 0);
     CHECK(event_says(tick_until(PL_EV_MESSAGE, in), "then"));
-    CHECK(pl_conn_close(loop, out) == 0 && tick_until(PL_EV_LOST, out) >= 0);
+    CHECK(pl_conn_close(loop, out) == 2 && tick_until(PL_EV_LOST, out) >= 0);
     close(fds[1]);
     CHECK(tick_until(PL_EV_EOF, in) >= 0);
     close(fds[0]);
