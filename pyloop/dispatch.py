@@ -18,7 +18,7 @@ from pyloop.connection import Connection
 from pyloop.core import MEMORY, failure, ffi, is_foreign, lib
 from pyloop.inbox import CLOSED
 from pyloop.monitors import callback_name
-from pyloop.protocol import Owner, deliver, log
+from pyloop.protocol import Owner, deliver, ignore, log
 
 __all__ = ["Dispatch"]
 
@@ -141,7 +141,7 @@ class Dispatch:
             return callback_name(handler) + what
         what = _CALLS.get(kind, "")
         conn: Any = self.connections[slot] if what else None
-        if conn is None:
+        if conn is None or conn._call is ignore:
             return callback_name(self.deliver)  # and no handler
         target = conn._target
         if target is conn or target is None or (kind == _MESSAGE and conn._call is not deliver):
