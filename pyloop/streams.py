@@ -26,7 +26,7 @@ class StreamTransport(CoreTransport):
     when the transport is closed.
     """
 
-    __slots__ = ("_peer", "_sending", "_server", "_sockname")
+    __slots__ = ("_peer", "_sending", "_server", "_sockaddr", "_sockname")
 
     _flags = lib.PL_NODELAY
     _start_tls_compatible = True
@@ -39,11 +39,13 @@ class StreamTransport(CoreTransport):
         protocol: Any,
         *,
         peer: Any = None,
+        sockaddr: bytes | None = None,
         server: Any = None,
         extra: dict[str, Any] | None = None,
         context: contextvars.Context | None = None,
     ) -> None:
-        self._peer = peer  # an address, or what accept gave
+        self._peer = peer
+        self._sockaddr = sockaddr  # what accept gave, until somebody asks for the peer
         self._sockname: Any = None
         self._sending: Any = None  # a Future, then a socket, while sendfile is in progress
         self._server = server
@@ -61,8 +63,7 @@ class StreamTransport(CoreTransport):
             self._learn_sockname()
             return self._sockname
         if name == "peername":
-            if type(self._peer) is bytes and self._file.family in _DECODED:
-                self._peer = decode_sockaddr(self._peer)
+            self._learn_peer()
             return self._peer
         return default
 
@@ -70,6 +71,16 @@ class StreamTransport(CoreTransport):
         if self._sockname is None:
             with contextlib.suppress(OSError):
                 self._sockname = self._file.getsockname()
+
+    def _learn_peer(self) -> None:
+        raw, self._sockaddr = self._sockaddr, None
+        if raw is None:
+            return
+        if self._file.family in _DECODED:
+            self._peer = decode_sockaddr(raw)
+        else:
+            with contextlib.suppress(OSError):
+                self._peer = self._file.getpeername()
 
     def write_eof(self) -> None:
         """Half-close: after what is queued the peer sees end of stream; reading goes on."""
@@ -159,7 +170,7 @@ class Acceptor:
             if self.tls is not None:
                 wire = context.run(self.loop._make_tls_protocol, protocol, *self.tls)
             transport = StreamTransport(
-                self.loop, sock, wire, peer=peer, server=self.server, context=context
+                self.loop, sock, wire, sockaddr=peer, server=self.server, context=context
             )
         except (SystemExit, KeyboardInterrupt):
             self._refuse(ident, sock)
