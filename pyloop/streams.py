@@ -12,6 +12,7 @@ from typing import Any
 
 from pyloop.address import decode_sockaddr
 from pyloop.core import ffi, lib
+from pyloop.inbox import CLOSED
 from pyloop.seams import SendfileMode, attach, detach
 from pyloop.tls_protocol import TLSProtocol
 from pyloop.transports import LOST, NOBODY, CoreTransport
@@ -220,6 +221,14 @@ class Streams:
     _core: Any
     _acceptors: dict[int, Acceptor]
 
+    def _ensure_fd_no_transport(self, fd: Any) -> None:
+        super()._ensure_fd_no_transport(fd)  # type: ignore[misc]
+        fileno = fd if isinstance(fd, int) else int(fd.fileno())
+        slot = lib.pl_conn_slot(self._core.ptr, fileno)
+        conn: Any = self._core.dispatch.connections[slot] if slot >= 0 else None
+        if conn is not None and not conn._gate & CLOSED:
+            raise RuntimeError(f"File descriptor {fd!r} is used by transport {conn!r}")
+
     def _make_socket_transport(
         self,
         sock: socket.socket,
@@ -230,6 +239,7 @@ class Streams:
         server: Any = None,
         **_ignored: Any,
     ) -> StreamTransport:
+        self._ensure_fd_no_transport(sock)
         peer = None
         if extra is None or "peername" not in extra:
             with contextlib.suppress(OSError):

@@ -351,3 +351,28 @@ def test_server_protocols_are_called_in_the_context_of_create_servers_caller(loo
         await server.wait_closed()
 
     run(main())
+
+
+# ---- whose fd it is ----
+
+
+def test_fd_of_a_transport_is_for_no_reader_or_writer(loop, run):
+    async def main():
+        mine, peer = socket.socketpair()
+        protocol = Recorder()
+        async with attached(protocol, (mine, peer)) as (transport, _):
+            used = f"File descriptor .* is used by transport .*fd={mine.fileno()}"
+            for fd in (mine, mine.fileno()):
+                for call in (loop.add_reader, loop.add_writer):
+                    with pytest.raises(RuntimeError, match=used):
+                        call(fd, print)
+                for call in (loop.remove_reader, loop.remove_writer):
+                    with pytest.raises(RuntimeError, match=used):
+                        call(fd)
+            peer.send(b"unharmed")
+            await until(lambda: protocol.data == b"unharmed")
+            assert not transport.is_closing()
+            peer.send(b"-")
+            await until(lambda: protocol.data == b"unharmed-")
+
+    run(main())

@@ -9,8 +9,10 @@ import socket
 import weakref
 
 import pytest
-from peers import until
+from peers import Serving, peer_of, until
 from transports import Contextual, Recorder, attached, receive, turns, var
+
+from pyloop.core import lib
 
 
 def test_transport_and_protocol_are_freed_after_the_loss(run):
@@ -181,3 +183,29 @@ def test_write_before_stop_leaves_before_the_loop_stops(loop):
         assert peer.recv(100) == b"last words"
         transport.close()
         loop.run_until_complete(protocol.lost)
+
+
+# ---- whose fd it is ----
+
+
+def test_socket_of_a_transport_is_refused_to_a_second_one(loop, run):
+    async def main():
+        mine, peer = socket.socketpair()
+        protocol = Recorder()
+        async with attached(protocol, (mine, peer)):
+            with pytest.raises(RuntimeError, match="is used by transport <StreamTransport open"):
+                await loop.create_connection(Recorder, sock=mine)
+            peer.send(b"unharmed")
+            await until(lambda: protocol.data == b"unharmed")
+
+    run(main())
+
+
+def test_fd_of_a_native_connection_is_for_no_reader(loop, run):
+    async def main():
+        async with Serving() as held, peer_of(held.server):
+            conn = await held.conn()
+            with pytest.raises(RuntimeError, match="is used by transport <Connection"):
+                loop.add_reader(lib.pl_conn_fd(conn._ptr, conn.id), print)
+
+    run(main())
