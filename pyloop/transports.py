@@ -216,8 +216,8 @@ class CoreTransport(FlowControlMixin):
             raise failure(code, self._ptr)
 
     def _readable(self) -> None:
-        """Called by dispatch: receive into the protocol's own buffer."""
-        if not self._gate and self._context.run(self._receive) == 0:
+        """Called by dispatch: receive into the protocol's own buffer, if it still has one."""
+        if self._call is feed_buffered and not self._gate and self._context.run(self._receive) == 0:
             self._received_eof()
 
     def _receive(self) -> int:

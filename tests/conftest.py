@@ -2,8 +2,8 @@
 
 - `backend`: "select", "poll", "epoll", "auto" in turn, those that this platform has. A test that
   asks for it, or for one of the fixtures below, runs once on each.
-- `loop`: a `pyloop.Loop` on that backend, or for "asyncio" the stdlib's. At the end it is closed, and the test fails if more fds
-  are open than before it (fixtures asked for earlier are not counted).
+- `loop`: a `pyloop.Loop` on that backend, or for "asyncio" the stdlib's. At the end it is closed,
+  and the test fails if more fds are open than before it (fixtures asked for earlier do not count).
 - `run`: `run(coro, timeout=30)` runs a coroutine on `loop` and returns its result.
 
     def test_sleep_returns_its_result(run):

@@ -151,6 +151,31 @@ def test_writes_of_connection_made_leave_in_one_system_call(loop):
     loop.run_until_complete(main())
 
 
+VIEWS = {
+    "words": lambda data: memoryview(data).cast("I"),
+    "rows": lambda data: memoryview(data).cast("B", (2, len(data) // 2)),
+    "words with gaps": lambda data: memoryview(data).cast("I")[::2],
+    "gaps": lambda data: memoryview(data)[::2],
+    "backwards": lambda data: memoryview(data)[::-1],
+}
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+@pytest.mark.parametrize("size", [80, 100_000, 2 << 20])
+def test_view_of_any_shape_is_taken_as_it_is_at_the_call(run, kind, size):
+    async def main():
+        protocol = Recorder()
+        async with attached(protocol) as (transport, peer):
+            data = bytearray(os.urandom(size))
+            view = VIEWS[kind](data)
+            expected = bytes(view)
+            transport.write(view)
+            data[:] = bytes(size)
+            assert await receive(peer, len(expected)) == expected
+
+    run(main())
+
+
 @pytest.mark.parametrize("kind", [bytes, bytearray, lambda data: memoryview(bytearray(data))])
 def test_large_write_is_with_the_kernel_when_write_returns(run, kind):
     async def main():
