@@ -15,7 +15,7 @@ from typing import Any
 from pyloop import errors
 from pyloop._core import ffi, lib
 
-__all__ = ["check", "failure", "ffi", "is_foreign", "lib"]
+__all__ = ["beyond_select", "check", "failure", "ffi", "is_foreign", "lib"]
 
 _gone = functools.partial(OSError, errno.EFAULT)
 _REASONS: dict[int, tuple[Callable[[str], Exception], str]] = {
@@ -68,6 +68,14 @@ def check(code: int, ptr: Any = ffi.NULL) -> int:
     if code < 0:
         raise failure(code, ptr)
     return code
+
+
+def beyond_select(what: str) -> str:
+    """Say what -ERANGE means for an fd: `what` is which one."""
+    return (
+        f"{what} is not below FD_SETSIZE ({lib.pl_fdset_size()}), the limit of "
+        'backend="select": use backend="auto"'
+    )
 
 
 def is_foreign(ptr: Any) -> bool:

@@ -16,12 +16,12 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pyloop.core import check, failure, ffi, is_foreign, lib
+from pyloop.core import beyond_select, check, failure, ffi, is_foreign, lib
 from pyloop.dispatch import Dispatch
+from pyloop.groups import Groups
 from pyloop.page import Page
 from pyloop.stats import LoopStats, loop_stats
 from pyloop.streams import Acceptor, Streams
-from pyloop.transports import Groups
 
 __all__ = ["Loop", "new_event_loop", "running_loop"]
 
@@ -116,10 +116,7 @@ class CoreSelector(selectors.BaseSelector):
     def check_fd(self, code: int, fd: int) -> None:
         """As check, for a call that begins to watch `fd`."""
         if code == -errno.ERANGE:
-            raise ValueError(
-                f"fd {fd} is not below FD_SETSIZE ({lib.pl_fdset_size()}), the limit of "
-                'backend="select": use backend="auto"'
-            )
+            raise ValueError(beyond_select(f"fd {fd}"))
         self.check(code)
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import errno
 import os
 import socket
 from asyncio import trsock
 from typing import Any
 
 from pyloop.address import decode_sockaddr
-from pyloop.core import ffi, lib
+from pyloop.core import beyond_select, ffi, lib
 from pyloop.inbox import CLOSED
 from pyloop.seams import SendfileMode, attach, detach
 from pyloop.tls_protocol import TLSProtocol
@@ -85,7 +86,9 @@ class StreamTransport(CoreTransport):
 
     def write_eof(self) -> None:
         """Half-close: after what is queued the peer sees end of stream; reading goes on."""
-        lib.pl_conn_shutdown(self._ptr, self._id)
+        code = lib.pl_conn_shutdown(self._ptr, self._id)
+        if code != -errno.EPIPE:
+            self._check(code)
 
     # ---- its end ----
 
@@ -96,11 +99,13 @@ class StreamTransport(CoreTransport):
                 sending.shutdown(socket.SHUT_RDWR)
         elif sending is not None and not sending.done():
             sending.set_exception(ConnectionError("Connection is closed by peer"))
+        if reason == -errno.EBADF:  # others have closed it: the number may be somebody else's
+            self._file.detach()
         super()._lost(reason)
 
     def _let_go(self) -> None:
         self._learn_sockname()
-        self._file.close()
+        super()._let_go()
         server, self._server = self._server, None
         if server is not None:
             detach(server, self)
@@ -201,7 +206,8 @@ class Acceptor:
 
     def refused(self, code: int) -> None:
         """Called by dispatch: the core could not watch a conn and has closed it."""
-        exc = OSError(-code, os.strerror(-code))
+        why = beyond_select("its fd") if code == -errno.ERANGE else os.strerror(-code)
+        exc = OSError(-code, why)
         self._report("socket.accept() out of system resource", exc, None)
 
     def close(self) -> None:

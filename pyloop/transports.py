@@ -10,6 +10,7 @@ it calls of a Connection: `_gate`, `_context`, `_call` and `_target` are read by
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import errno
 import logging
@@ -17,8 +18,8 @@ import warnings
 from types import MethodType
 from typing import Any
 
-from pyloop.core import check, failure, ffi, lib
-from pyloop.framing import Raw
+from pyloop.core import failure, ffi, lib
+from pyloop.groups import DEFAULT_MARKS
 from pyloop.inbox import CLOSED, PAUSED
 from pyloop.protocol import ignore
 from pyloop.seams import (
@@ -28,7 +29,7 @@ from pyloop.seams import (
 )
 from pyloop.tls_protocol import TLSProtocol
 
-__all__ = ["LOST", "NOBODY", "CoreTransport", "Groups"]
+__all__ = ["LOST", "NOBODY", "CoreTransport"]
 
 LOST = 8
 """A bit of `_gate`, beside PAUSED and CLOSED: connection_lost has been called."""
@@ -36,47 +37,12 @@ LOST = 8
 NOBODY = (1 << 64) - 1
 """The id of no conn."""
 
-_MARKS = 64 * 1024, 16 * 1024  # asyncio's
 _write = lib.pl_conn_write
 _log = logging.getLogger("asyncio")
 
 
 def _call_it(received: Any, data: bytes) -> None:
     received(data)
-
-
-class Groups:
-    """The groups of a loop's transports: one for each kind, one for whoever has its own marks."""
-
-    def __init__(self, ptr: Any) -> None:
-        self._ptr = ptr
-        self._numbers: dict[int, int] = {}
-        self.counters = ffi.new("struct pl_counters *")
-
-    def make(self, flags: int, high: int, low: int) -> int:
-        """Return the number of a new group."""
-        options = ffi.new("struct pl_options *")
-        options.framing = Raw().spec[0]
-        options.high_water, options.low_water = high, low
-        options.flags = flags | lib.PL_BORROWED
-        return check(lib.pl_group_new(self._ptr, options, self.counters), self._ptr)
-
-    def make_default(self, flags: int) -> int:
-        """Return the number of a new group with asyncio's marks."""
-        return self.make(flags, *_MARKS)
-
-    def number(self, flags: int) -> int:
-        """Return the group of those that have asyncio's marks."""
-        if flags not in self._numbers:
-            self._numbers[flags] = self.make_default(flags)
-        return self._numbers[flags]
-
-    def set_marks(self, ident: int, flags: int, high: int, low: int) -> int:
-        """Give a conn marks of its own. Returns 1 if more than `high` is queued."""
-        group = self.make(flags, high, low)
-        code: int = lib.pl_conn_regroup(self._ptr, ident, group)
-        lib.pl_group_free(self._ptr, group)  # which lives on as long as its conn
-        return code
 
 
 class CoreTransport(FlowControlMixin):
@@ -115,7 +81,7 @@ class CoreTransport(FlowControlMixin):
         self._file = file  # owns the fd
         self._extra = extra
         self._protocol_paused = False
-        self._high_water, self._low_water = _MARKS
+        self._high_water, self._low_water = DEFAULT_MARKS
         self._ptr: Any = ffi.NULL
         self._id = self._write_id = NOBODY
         self._gate = 0
@@ -149,6 +115,10 @@ class CoreTransport(FlowControlMixin):
             return
         try:
             self._protocol.connection_made(self)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._report(exc, "Exception in protocol.connection_made()")
         finally:
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
@@ -171,25 +141,23 @@ class CoreTransport(FlowControlMixin):
             lib.pl_conn_readiness(self._ptr, ident, True)
         if self._gate:
             lib.pl_conn_pause(self._ptr, ident)
-        if (self._high_water, self._low_water) != _MARKS:
+        if (self._high_water, self._low_water) != DEFAULT_MARKS:
             self._set_marks(self._high_water, self._low_water)
 
     # ---- its protocol ----
 
     def set_protocol(self, protocol: Any) -> None:
         """Give what arrives from now on, and what was held back, to another protocol."""
-        was_buffered = self._call is feed_buffered
-        self._protocol = protocol
         received = getattr(protocol, "data_received", None)
+        call, target = _call_it, received
         if isinstance(protocol, asyncio.BufferedProtocol) and type(protocol) is not TLSProtocol:
-            self._call, self._target = feed_buffered, protocol
+            call, target = feed_buffered, protocol
         elif type(received) is MethodType:  # saves a call for each message
-            self._call, self._target = received.__func__, received.__self__
-        else:
-            self._call, self._target = _call_it, received
-        is_buffered = self._call is feed_buffered
-        if is_buffered != was_buffered:
-            lib.pl_conn_readiness(self._ptr, self._id, is_buffered)
+            call, target = received.__func__, received.__self__
+        is_buffered = call is feed_buffered
+        if is_buffered != (self._call is feed_buffered):
+            self._check(lib.pl_conn_readiness(self._ptr, self._id, is_buffered))
+        self._protocol, self._call, self._target = protocol, call, target
 
     def get_protocol(self) -> Any:
         return self._protocol
@@ -202,14 +170,14 @@ class CoreTransport(FlowControlMixin):
     def pause_reading(self) -> None:
         """Stop delivering; what has arrived is kept, and the peer is slowed down."""
         if not self._gate:
-            self._gate = PAUSED
             self._check(lib.pl_conn_pause(self._ptr, self._id))
+            self._gate = PAUSED
 
     def resume_reading(self) -> None:
         """Deliver again, starting with what was kept."""
         if self._gate == PAUSED:
-            self._gate = 0
             self._check(lib.pl_conn_resume(self._ptr, self._id))
+            self._gate = 0
 
     def _check(self, code: int) -> None:
         if code < 0 and code != -errno.ESTALE:
@@ -293,9 +261,8 @@ class CoreTransport(FlowControlMixin):
         elif code == -errno.EPIPE and not self._gate & CLOSED:
             raise RuntimeError("Cannot call write() after write_eof()")
         elif len(data):
-            self._gate |= (
-                CLOSED  # the loss is told by the next turn: until then, drain() waits for it
-            )
+            if self._ptr != ffi.NULL:
+                self._gate |= CLOSED  # the next turn tells the loss: until then, drain() waits
             if self._lost_writes >= LOG_THRESHOLD_FOR_CONNLOST_WRITES:
                 _log.warning("socket.send() raised exception.")
             self._lost_writes += 1
@@ -310,6 +277,7 @@ class CoreTransport(FlowControlMixin):
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Set the marks, in bytes, at which the protocol is paused and resumed."""
+        self._check(lib.pl_conn_queued(self._ptr, self._id))
         self._set_write_buffer_limits(high=high, low=low)  # type: ignore[attr-defined]
         if self._set_marks(self._high_water, self._low_water) == 1:
             self._maybe_pause_protocol()  # type: ignore[attr-defined]
@@ -335,7 +303,7 @@ class CoreTransport(FlowControlMixin):
             code = lib.pl_conn_close(self._ptr, self._id)
             self._check(code)
             self._gate |= CLOSED
-            if code == 1:
+            if code == 1 or self._loop.is_closed():
                 self._forget()
 
     def abort(self) -> None:
@@ -348,7 +316,7 @@ class CoreTransport(FlowControlMixin):
         self._gate |= CLOSED
         if self._exc is None:
             self._exc = exc
-        if code == 1:
+        if code == 1 or self._loop.is_closed():
             self._forget()
 
     def _fatal_error(self, exc: BaseException, message: str = "Fatal error on transport") -> None:
@@ -383,13 +351,14 @@ class CoreTransport(FlowControlMixin):
             self._let_go()
 
     def _let_go(self) -> None:
-        """Close what owns the fd."""
-        self._file.close()
+        """Close what owns the fd. Linux has closed it whatever close(2) says; or others have."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def _forget(self) -> None:
         """Cut it off from a core that is about to be freed, or is the parent's; tell nobody."""
         self._ptr = ffi.NULL
-        if self._gate & CLOSED and not self._gate & LOST:  # in a forked child: nothing will follow
+        if self._gate & CLOSED and not self._gate & LOST:  # nothing will follow
             self._gate |= LOST
             self._let_go()
 

@@ -51,6 +51,7 @@ PYTHON_LEVELS = """
     supervision slots
     shared_lock semaphore
     placing
+    groups
     memory mapped lowlevel options framing listening
     waiting page mapping
     core
