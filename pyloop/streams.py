@@ -97,6 +97,9 @@ class StreamTransport(CoreTransport):
         if isinstance(sending, socket.socket):
             with contextlib.suppress(OSError):  # ends the sendfile as well
                 sending.shutdown(socket.SHUT_RDWR)
+            self._loop._fd_ready(
+                sending.fileno(), lib.PL_WRITE
+            )  # of AF_UNIX select does not say so
         elif sending is not None and not sending.done():
             sending.set_exception(ConnectionError("Connection is closed by peer"))
         if reason == -errno.EBADF:  # others have closed it: the number may be somebody else's
@@ -122,12 +125,11 @@ class StreamTransport(CoreTransport):
             self._sending.set_result(None)
         try:
             await self._sending
+            self._sending = self._file.dup()  # which the loop may wait for
         except BaseException:
             self._end_sendfile()
             raise
-        copy: socket.socket = self._file.dup()  # which the loop may wait for
-        self._sending = copy
-        return copy
+        return self._sending  # type: ignore[no-any-return]
 
     def _end_sendfile(self) -> None:
         self._sending = None
@@ -135,8 +137,13 @@ class StreamTransport(CoreTransport):
             self._write_id = self._id
             self._set_marks(self._high_water, self._low_water)
 
+    def _set_marks(self, high: int, low: int) -> int:
+        return super()._set_marks(*((high, low) if self._sending is None else (0, 0)))
+
     def _resume_writing(self) -> None:
         if isinstance(self._sending, asyncio.Future) and not self._sending.done():
+            if self.get_write_buffer_size():  # it was due before, at other marks
+                return
             self._sending.set_result(None)
         super()._resume_writing()
 
