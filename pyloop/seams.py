@@ -6,6 +6,7 @@ What is only imported stands here by name. What Loop overrides, the stdlib calls
     _make_read_pipe_transport, _make_write_pipe_transport
     _start_serving, _stop_serving                   base_events.Server
     _sendfile_native                                loop.sendfile
+    _ensure_fd_no_transport                         add_reader and its kin, sock_*
     _make_self_pipe, _close_self_pipe, _write_to_self, _process_events
 
 tests/test_seams.py looks for each on every version of Python that runs it.

@@ -53,7 +53,9 @@ class StreamTransport(CoreTransport):
         self._server = server
         super().__init__(loop, sock, protocol, extra, context)
         if server is not None:
+            self._gate = CLOSED | LOST  # for __del__, should the next line raise
             attach(server, self)
+            self._gate = 0
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return "socket", "sockname", "peername", or what else is known about it."""

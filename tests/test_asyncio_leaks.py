@@ -1,7 +1,7 @@
 """Connections of the asyncio face that come and go leave nothing: no fd, no object, no memory.
 
-The garbage collector is off, so what goes, goes by reference counts. tests/soak is the long run, and
-uses `churn_leaves_nothing` as well.
+The garbage collector is off, so what goes, goes by reference counts. tests/soak is the long run
+of `churn_leaves_nothing`.
 """
 
 from __future__ import annotations

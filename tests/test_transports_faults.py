@@ -9,7 +9,7 @@ import socket
 
 import pytest
 from peers import RESET, until
-from transports import BufferedRecorder, Recorder, attached, fill, receive, tcp_pair, turns
+from transports import BufferedRecorder, Made, Recorder, attached, fill, receive, tcp_pair, turns
 
 
 class Reports:
@@ -226,6 +226,34 @@ def test_interrupt_while_accepting_leaves_the_loop_and_loses_nothing_of_others(l
     loop.run_until_complete(asyncio.gather(*(each.lost for each in kept)))
     server.close()
     loop.run_until_complete(server.wait_closed())
+
+
+def test_server_closed_by_its_first_connection_resets_the_others_of_that_turn(loop, run):
+    reports = Reports(loop)
+
+    async def main():
+        made = Made()
+
+        def factory():
+            server.close()
+            return made.factory()
+
+        server = await loop.create_server(factory, "127.0.0.1", 0)
+        peers = [socket.create_connection(server.sockets[0].getsockname()) for _ in range(5)]
+        for peer in peers:
+            peer.setblocking(False)
+        ended = 0
+        for peer in peers:
+            with contextlib.suppress(ConnectionResetError):
+                assert await loop.sock_recv(peer, 1) == b""
+            ended += 1
+        assert ended == 5
+        for peer in peers:
+            peer.close()
+        assert [protocol.calls for protocol in made] == [[]]
+        assert reports.messages == ["Error on transport creation for incoming connection"]
+
+    run(main())
 
 
 # ---- peers ----

@@ -107,6 +107,18 @@ class Contextual(Recorder):
         super().connection_lost(exc)
 
 
+class Made(list):
+    """The protocols that its `factory` made."""
+
+    def factory(self):
+        self.append(Recorder())
+        return self[-1]
+
+    async def all_lost(self):
+        for protocol in self:
+            await protocol.lost
+
+
 def tcp_pair(family=socket.AF_INET):
     """Two connected TCP sockets."""
     host = "127.0.0.1" if family == socket.AF_INET else "::1"

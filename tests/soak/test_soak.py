@@ -1,8 +1,9 @@
-"""The long run behind tests/test_leaks.py and tests/test_asyncio_leaks.py, on each backend: `make soak`, not part of `make test`.
+"""The long run behind tests/test_leaks.py and tests/test_asyncio_leaks.py, on each backend.
 
-After 20,000 connections to warm up, 180,000 more (PYLOOP_SOAK_COUNT), and as many as
-PYLOOP_SOAK_SECONDS allows, leave the fds exactly where they were and the resident memory within
-1 MiB. Python's garbage collector is off in the server: what goes, goes by reference counts.
+`make soak`, not part of `make test`. After 20,000 connections to warm up, 180,000 more
+(PYLOOP_SOAK_COUNT), and as many as PYLOOP_SOAK_SECONDS allows, leave the fds exactly where they
+were and the resident memory within 1 MiB. Python's garbage collector is off in the server: what
+goes, goes by reference counts.
 """
 
 from __future__ import annotations
