@@ -15,6 +15,15 @@ int pl_conn_lend(struct pl_loop *loop, uint64_t id)
     return c->fd;
 }
 
+int64_t pl_conn_slot(struct pl_loop *loop, int fd)
+{
+    int rc = loop_guard(loop);
+    if (rc < 0)
+        return rc;
+    bool is_conn = fd >= 0 && fd < loop->fds_cap && loop->fds[fd].owner == OWNER_CONN;
+    return is_conn ? (int64_t)loop->fds[fd].index : -ENOENT;
+}
+
 int pl_conn_readiness(struct pl_loop *loop, uint64_t id, int only)
 {
     int rc;

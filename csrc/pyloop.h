@@ -248,6 +248,9 @@ int pl_conn_abort(struct pl_loop *loop, uint64_t id, int reason);
  * The fd; -ESTALE; -EINVAL. */
 int pl_conn_lend(struct pl_loop *loop, uint64_t id);
 
+/* The slot of the conn over `fd`. -ENOENT: there is none; PL_E_THREAD, PL_E_FORKED. */
+int64_t pl_conn_slot(struct pl_loop *loop, int fd);
+
 /* `only`: input is not received; PL_EV_READABLE says, with every tick, that there is some. What was held before
  * comes as PL_EV_MESSAGE first. 0: receive again. 0 or -ESTALE. */
 int pl_conn_readiness(struct pl_loop *loop, uint64_t id, int only);

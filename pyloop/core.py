@@ -16,7 +16,7 @@ from typing import Any
 from pyloop import errors
 from pyloop._core import ffi, lib
 
-__all__ = ["MEMORY", "check", "failure", "ffi", "is_foreign", "lib"]
+__all__ = ["MEMORY", "beyond_select", "check", "failure", "ffi", "is_foreign", "lib"]
 
 # Events carry addresses; this view of all memory turns two of them into bytes with one slice.
 MEMORY = ffi.buffer(ffi.cast("char *", 0), sys.maxsize)
@@ -72,6 +72,14 @@ def check(code: int, ptr: Any = ffi.NULL) -> int:
     if code < 0:
         raise failure(code, ptr)
     return code
+
+
+def beyond_select(what: str) -> str:
+    """Say what -ERANGE means for an fd: `what` is which one."""
+    return (
+        f"{what} is not below FD_SETSIZE ({lib.pl_fdset_size()}), the limit of "
+        'backend="select": use backend="auto"'
+    )
 
 
 def is_foreign(ptr: Any) -> bool:

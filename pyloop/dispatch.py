@@ -157,10 +157,8 @@ class Dispatch:
 
     def owner_of(self, fd: int) -> Any:
         """The connection that has an fd of the core; None: it is a server's, or the loop's own."""
-        for conn in filter(None, self.connections):
-            if lib.pl_conn_fd(self.ptr, conn._id) == fd:
-                return conn
-        return None
+        slot = lib.pl_conn_slot(self.ptr, fd)
+        return self.connections[slot] if 0 <= slot < len(self.connections) else None
 
     def close(self) -> None:
         """Cut the connections off from a core that is about to be freed."""
@@ -182,6 +180,7 @@ class Dispatch:
                 continue
             with contextlib.suppress(RuntimeError):  # tasks cannot be woken on a closed loop
                 conn._lost(-errno.ECONNABORTED)
+        self.ptr = ffi.NULL
 
     # ---- what the kinds mean: each takes (slot, start, end) ----
 

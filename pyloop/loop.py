@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from pyloop.blocked import BlockWatch, check_threshold
-from pyloop.core import check, failure, ffi, is_foreign, lib
+from pyloop.core import beyond_select, check, failure, ffi, is_foreign, lib
 from pyloop.datagram_calls import DatagramCalls
 from pyloop.dispatch import Dispatch
 from pyloop.groups import Groups
@@ -89,10 +89,7 @@ class CoreSelector:
     def check_fd(self, code: int, fd: int) -> None:
         """As check, for a call that begins to watch `fd`."""
         if code == -errno.ERANGE:
-            raise ValueError(
-                f"fd {fd} is not below FD_SETSIZE ({lib.pl_fdset_size()}), the limit of "
-                'backend="select": use backend="auto"'
-            )
+            raise ValueError(beyond_select(f"fd {fd}"))
         self.check(code)
 
     def select(self, timeout: float | None = None) -> Any:

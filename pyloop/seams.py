@@ -2,13 +2,20 @@
 
 What is only imported stands here by name. What Loop overrides, the stdlib calls:
 
-    _make_socket_transport, _make_ssl_transport     streams.py's and the servers' way to a transport
+    _make_socket_transport, _make_ssl_transport     streams, and what start_tls does not make
     _make_read_pipe_transport, _make_write_pipe_transport
+    _make_datagram_transport
+    _make_subprocess_transport, _child_watcher_callback     processes, on Python 3.11
     _start_serving, _stop_serving                   base_events.Server
-    _make_subprocess_transport, _child_watcher_callback     where processes get a thread each (3.11)
-    _add_reader, _add_writer, _remove_reader, _remove_writer, _ensure_fd_no_transport
     _sendfile_native                                loop.sendfile
+    _add_reader, _add_writer, _remove_reader, _remove_writer, _ensure_fd_no_transport
+    _run_once                                       run_forever; see running.py
     _make_self_pipe, _close_self_pipe, _write_to_self, _process_events
+
+What it reads and writes of the loop: _ready, _scheduled, _timer_cancelled_count, _stopping, _closed,
+_debug, _current_handle, _thread_id, _signal_handlers, _transports; what it calls there: _check_closed,
+_check_thread, _check_callback, _add_callback, _ensure_resolved, _handle_signal. Handles are made by
+filling in their slots (handles.py).
 
 tests/test_seams.py looks for each on every version of Python that runs it.
 """

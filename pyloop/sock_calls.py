@@ -65,20 +65,6 @@ class SocketCalls(asyncio.SelectorEventLoop):
 
     # ---- callbacks; add_reader and its kin are the stdlib's, and come here ----
 
-    def remove_reader(self, fd: Any) -> bool:
-        """As the stdlib's; a connection's fd is refused, as add_reader does."""
-        removed: bool = super().remove_reader(fd)
-        if not removed and not self.is_closed():
-            self._watches.refuse_owned(fd)
-        return removed
-
-    def remove_writer(self, fd: Any) -> bool:
-        """As remove_reader."""
-        removed: bool = super().remove_writer(fd)
-        if not removed and not self.is_closed():
-            self._watches.refuse_owned(fd)
-        return removed
-
     def _add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> asyncio.Handle:
         self._check_closed()
         handle = asyncio.Handle(callback, args, self, None)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import errno
 import os
 import socket
 from asyncio import trsock
 from typing import Any
 
 from pyloop.address import decode_sockaddr
-from pyloop.core import ffi, lib
+from pyloop.core import beyond_select, ffi, lib
+from pyloop.inbox import CLOSED
 from pyloop.seams import SendfileMode, attach, detach
 from pyloop.tls_protocol import TLSProtocol
 from pyloop.transports import LOST, NOBODY, CoreTransport
@@ -26,7 +28,7 @@ class StreamTransport(CoreTransport):
     when the transport is closed.
     """
 
-    __slots__ = ("_peer", "_sending", "_server", "_sockname")
+    __slots__ = ("_peer", "_sending", "_server", "_sockaddr", "_sockname")
 
     _flags = lib.PL_NODELAY
     _start_tls_compatible = True
@@ -39,17 +41,21 @@ class StreamTransport(CoreTransport):
         protocol: Any,
         *,
         peer: Any = None,
+        sockaddr: bytes | None = None,
         server: Any = None,
         extra: dict[str, Any] | None = None,
         context: contextvars.Context | None = None,
     ) -> None:
-        self._peer = peer  # an address, or what accept gave
+        self._peer = peer
+        self._sockaddr = sockaddr  # what accept gave, until somebody asks for the peer
         self._sockname: Any = None
         self._sending: Any = None  # a Future, then a socket, while sendfile is in progress
         self._server = server
         super().__init__(loop, sock, protocol, extra, context)
         if server is not None:
+            self._gate = CLOSED | LOST  # for __del__, should the next line raise
             attach(server, self)
+            self._gate = 0
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return "socket", "sockname", "peername", or what else is known about it."""
@@ -61,8 +67,7 @@ class StreamTransport(CoreTransport):
             self._learn_sockname()
             return self._sockname
         if name == "peername":
-            if type(self._peer) is bytes and self._file.family in _DECODED:
-                self._peer = decode_sockaddr(self._peer)
+            self._learn_peer()
             return self._peer
         return default
 
@@ -71,9 +76,21 @@ class StreamTransport(CoreTransport):
             with contextlib.suppress(OSError):
                 self._sockname = self._file.getsockname()
 
+    def _learn_peer(self) -> None:
+        raw, self._sockaddr = self._sockaddr, None
+        if raw is None:
+            return
+        if self._file.family in _DECODED:
+            self._peer = decode_sockaddr(raw)
+        else:
+            with contextlib.suppress(OSError):
+                self._peer = self._file.getpeername()
+
     def write_eof(self) -> None:
         """Half-close: after what is queued the peer sees end of stream; reading goes on."""
-        lib.pl_conn_shutdown(self._ptr, self._id)
+        code = lib.pl_conn_shutdown(self._ptr, self._id)
+        if code != -errno.EPIPE:
+            self._check(code)
 
     # ---- its end ----
 
@@ -82,13 +99,17 @@ class StreamTransport(CoreTransport):
         if isinstance(sending, socket.socket):
             with contextlib.suppress(OSError):  # ends the sendfile as well
                 sending.shutdown(socket.SHUT_RDWR)
+            # Of a Unix socket select does not say so.
+            self._loop._fd_ready(sending.fileno(), lib.PL_WRITE)
         elif sending is not None and not sending.done():
             sending.set_exception(ConnectionError("Connection is closed by peer"))
+        if reason == -errno.EBADF:  # others have closed it: the number may be somebody else's
+            self._file.detach()
         super()._lost(reason)
 
     def _let_go(self) -> None:
         self._learn_sockname()
-        self._file.close()
+        super()._let_go()
         server, self._server = self._server, None
         if server is not None:
             detach(server, self)
@@ -105,12 +126,11 @@ class StreamTransport(CoreTransport):
             self._sending.set_result(None)
         try:
             await self._sending
+            self._sending = self._file.dup()  # which the loop may wait for
         except BaseException:
             self._end_sendfile()
             raise
-        copy: socket.socket = self._file.dup()  # which the loop may wait for
-        self._sending = copy
-        return copy
+        return self._sending  # type: ignore[no-any-return]
 
     def _end_sendfile(self) -> None:
         self._sending = None
@@ -118,8 +138,13 @@ class StreamTransport(CoreTransport):
             self._write_id = self._id
             self._set_marks(self._high_water, self._low_water)
 
+    def _set_marks(self, high: int, low: int) -> int:
+        return super()._set_marks(*((high, low) if self._sending is None else (0, 0)))
+
     def _resume_writing(self) -> None:
         if isinstance(self._sending, asyncio.Future) and not self._sending.done():
+            if self.get_write_buffer_size():  # it was due before, at other marks
+                return
             self._sending.set_result(None)
         super()._resume_writing()
 
@@ -160,7 +185,7 @@ class Acceptor:
             if self.tls is not None:
                 wire = context.run(self.loop._make_tls_protocol, protocol, *self.tls)
             transport = StreamTransport(
-                self.loop, sock, wire, peer=peer, server=self.server, context=context
+                self.loop, sock, wire, sockaddr=peer, server=self.server, context=context
             )
         except (SystemExit, KeyboardInterrupt):
             self._refuse(ident, sock)
@@ -190,7 +215,8 @@ class Acceptor:
 
     def refused(self, code: int) -> None:
         """Called by dispatch: the core could not watch a conn and has closed it."""
-        exc = OSError(-code, os.strerror(-code))
+        why = beyond_select("its fd") if code == -errno.ERANGE else os.strerror(-code)
+        exc = OSError(-code, why)
         self._report("socket.accept() out of system resource", exc, None)
 
     def close(self) -> None:
@@ -210,6 +236,12 @@ class Streams:
     _core: Any
     _acceptors: dict[int, Acceptor]
 
+    def _ensure_fd_no_transport(self, fd: Any) -> None:
+        super()._ensure_fd_no_transport(fd)  # type: ignore[misc]
+        conn = self._core.dispatch.owner_of(fd if isinstance(fd, int) else int(fd.fileno()))
+        if conn is not None and not conn._gate & CLOSED:
+            raise RuntimeError(f"File descriptor {fd!r} is used by transport {conn!r}")
+
     def _make_socket_transport(
         self,
         sock: socket.socket,
@@ -220,6 +252,7 @@ class Streams:
         server: Any = None,
         **_ignored: Any,
     ) -> StreamTransport:
+        self._ensure_fd_no_transport(sock)
         peer = None
         if extra is None or "peername" not in extra:
             with contextlib.suppress(OSError):

@@ -10,6 +10,7 @@ it calls of a Connection: `_gate`, `_context`, `_call` and `_target` are read by
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import errno
 import logging
@@ -118,6 +119,10 @@ class CoreTransport(FlowControlMixin):
             return
         try:
             self._protocol.connection_made(self)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._report(exc, "Exception in protocol.connection_made()")
         finally:
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
@@ -148,18 +153,16 @@ class CoreTransport(FlowControlMixin):
 
     def set_protocol(self, protocol: Any) -> None:
         """Give what arrives from now on, and what was held back, to another protocol."""
-        was_buffered = self._call is feed_buffered
-        self._protocol = protocol
         received = getattr(protocol, "data_received", None)
+        call, target = _call_it, received
         if isinstance(protocol, asyncio.BufferedProtocol) and type(protocol) is not TLSProtocol:
-            self._call, self._target = feed_buffered, protocol
+            call, target = feed_buffered, protocol
         elif type(received) is MethodType:  # saves a call for each message
-            self._call, self._target = received.__func__, received.__self__
-        else:
-            self._call, self._target = _call_it, received
-        is_buffered = self._call is feed_buffered
-        if is_buffered != was_buffered:
-            lib.pl_conn_readiness(self._ptr, self._id, is_buffered)
+            call, target = received.__func__, received.__self__
+        is_buffered = call is feed_buffered
+        if is_buffered != (self._call is feed_buffered):
+            self._check(lib.pl_conn_readiness(self._ptr, self._id, is_buffered))
+        self._protocol, self._call, self._target = protocol, call, target
 
     def get_protocol(self) -> Any:
         return self._protocol
@@ -172,22 +175,22 @@ class CoreTransport(FlowControlMixin):
     def pause_reading(self) -> None:
         """Stop delivering; what has arrived is kept, and the peer is slowed down."""
         if not self._gate:
-            self._gate = PAUSED
             self._check(lib.pl_conn_pause(self._ptr, self._id))
+            self._gate = PAUSED
 
     def resume_reading(self) -> None:
         """Deliver again, starting with what was kept."""
         if self._gate == PAUSED:
-            self._gate = 0
             self._check(lib.pl_conn_resume(self._ptr, self._id))
+            self._gate = 0
 
     def _check(self, code: int) -> None:
         if code < 0 and code != -errno.ESTALE:
             raise failure(code, self._ptr)
 
     def _readable(self) -> None:
-        """Called by dispatch: receive into the protocol's own buffer."""
-        if not self._gate and self._context.run(self._receive) == 0:
+        """Called by dispatch: receive into the protocol's own buffer, if it still has one."""
+        if self._call is feed_buffered and not self._gate and self._context.run(self._receive) == 0:
             self._received_eof()
 
     def _receive(self) -> int:
@@ -263,9 +266,8 @@ class CoreTransport(FlowControlMixin):
         elif code == -errno.EPIPE and not self._gate & CLOSED:
             raise RuntimeError("Cannot call write() after write_eof()")
         elif len(data):
-            self._gate |= (
-                CLOSED  # the loss is told by the next turn: until then, drain() waits for it
-            )
+            if self._ptr != ffi.NULL:
+                self._gate |= CLOSED  # the next turn tells the loss: until then, drain() waits
             if self._lost_writes >= LOG_THRESHOLD_FOR_CONNLOST_WRITES:
                 _log.warning("socket.send() raised exception.")
             self._lost_writes += 1
@@ -280,6 +282,7 @@ class CoreTransport(FlowControlMixin):
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Set the marks, in bytes, at which the protocol is paused and resumed."""
+        self._check(lib.pl_conn_queued(self._ptr, self._id))
         self._set_write_buffer_limits(high=high, low=low)  # type: ignore[attr-defined]
         if self._set_marks(self._high_water, self._low_water) == 1:
             self._maybe_pause_protocol()  # type: ignore[attr-defined]
@@ -305,7 +308,7 @@ class CoreTransport(FlowControlMixin):
             code = lib.pl_conn_close(self._ptr, self._id)
             self._check(code)
             self._gate |= CLOSED
-            if code == 1:
+            if code == 1 or self._loop.is_closed():
                 self._forget()
             elif code == 2:
                 self._loop.call_soon(self._lost, 0)  # before the event, as asyncio
@@ -320,7 +323,7 @@ class CoreTransport(FlowControlMixin):
         self._gate |= CLOSED
         if self._exc is None:
             self._exc = exc
-        if code == 1:
+        if code == 1 or self._loop.is_closed():
             self._forget()
         elif code == 0:
             self._loop.call_soon(self._lost, 0)
@@ -359,13 +362,14 @@ class CoreTransport(FlowControlMixin):
             self._let_go()
 
     def _let_go(self) -> None:
-        """Close what owns the fd."""
-        self._file.close()
+        """Close what owns the fd. Linux has closed it whatever close(2) says; or others have."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def _forget(self) -> None:
         """Cut it off from a core that is about to be freed, or is the parent's; tell nobody."""
         self._ptr = ffi.NULL
-        if self._gate & CLOSED and not self._gate & LOST:  # in a forked child: nothing will follow
+        if self._gate & CLOSED and not self._gate & LOST:  # nothing will follow
             self._gate |= LOST
             self._let_go()
 

@@ -34,10 +34,6 @@ def _fd_of(fileobj: Any) -> int:
     return fd
 
 
-def _owned(fd: int, owner: object) -> RuntimeError:
-    return RuntimeError(f"File descriptor {fd} is used by transport {owner!r}")
-
-
 def _nothing() -> None:
     return None
 
@@ -113,19 +109,14 @@ class Watches(Mapping[Any, selectors.SelectorKey]):
                     return watch
             return None
 
-    def refuse_owned(self, fileobj: Any) -> None:
-        """Raise RuntimeError if a connection has the fd."""
-        fd = _fd_of(fileobj)
-        if fd not in self.by_fd and not self._want(fd, 0) and (owner := self._owner_of(fd)):
-            raise _owned(fd, owner)
-
     def _change(self, watch: Watch, events: int) -> None:
         fd = watch.fd
         if not self._want(fd, events):
             self.by_fd.pop(fd, None)  # closed before, if this is about less than it was
             watch.wake_all()
             if events & ~watch.events:
-                raise _owned(fd, self._owner_of(fd))
+                owner = self._owner_of(fd)
+                raise RuntimeError(f"File descriptor {fd} is used by transport {owner!r}")
         elif events:
             self.by_fd[fd] = watch
         else:

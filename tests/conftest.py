@@ -2,8 +2,8 @@
 
 - `backend`: "select", "poll", "epoll", "auto" in turn, those that this platform has. A test that
   asks for it, or for one of the fixtures below, runs once on each.
-- `loop`: a `pyloop.Loop` on that backend. At the end it is closed, and the test fails if more fds
-  are open than before it (fixtures asked for earlier are not counted).
+- `loop`: a `pyloop.Loop` on that backend, or for "asyncio" the stdlib's. At the end it is closed,
+  and the test fails if more fds are open than before it (fixtures asked for earlier do not count).
 - `run`: `run(coro, timeout=30)` runs a coroutine on `loop` and returns its result.
 
     def test_sleep_returns_its_result(run):
@@ -73,7 +73,8 @@ def loop(backend: str, request: pytest.FixtureRequest) -> Iterator[pyloop.Loop]:
     """A Loop on `backend`, closed at the end, after which no new fd may be open."""
     gc.collect()
     before = open_fds()
-    loop = pyloop.Loop(backend=backend)
+    own = backend == "asyncio"  # which tests of asyncio's promises ask for too
+    loop: Any = asyncio.SelectorEventLoop() if own else pyloop.Loop(backend=backend)
     yield loop
     if not loop.is_closed():
         loop.run_until_complete(loop.shutdown_asyncgens())

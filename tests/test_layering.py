@@ -53,6 +53,7 @@ PYTHON_LEVELS = """
     supervision slots
     shared_lock semaphore
     placing
+    groups
     memory mapped lowlevel options framing listening
     waiting page mapping
     core

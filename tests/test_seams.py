@@ -9,8 +9,12 @@ from asyncio import base_events, selector_events, sslproto, transports
 import pytest
 
 from pyloop import seams
+from pyloop.datagram_calls import DatagramCalls
+from pyloop.handles import Handle, TimerHandle
 from pyloop.loop import Loop
 from pyloop.pipes import Pipes
+from pyloop.running import Running
+from pyloop.sock_calls import SocketCalls
 from pyloop.streams import Streams
 
 OVERRIDDEN = [
@@ -25,6 +29,13 @@ OVERRIDDEN = [
     "_close_self_pipe",
     "_write_to_self",
     "_process_events",
+    "_run_once",
+    "_make_datagram_transport",
+    "_ensure_fd_no_transport",
+    "_add_reader",
+    "_add_writer",
+    "_remove_reader",
+    "_remove_writer",
 ]
 
 
@@ -46,10 +57,22 @@ def test_overridden_seam_takes_what_the_stdlib_passes(name):
 
 
 def test_no_method_of_the_stdlib_is_hidden_that_is_not_in_the_list():
-    for part in (Streams, Pipes):
+    for part in (Streams, Pipes, SocketCalls, DatagramCalls, Running):
         for name in vars(part):
-            hides = hasattr(asyncio.SelectorEventLoop, name) and not name.startswith("__")
+            private = name.startswith("_") and not name.startswith("__")
+            hides = private and hasattr(asyncio.SelectorEventLoop, name)
             assert not hides or name in OVERRIDDEN, name
+
+
+def test_handles_have_the_slots_that_are_filled_and_no_others(loop):
+    for theirs, ours in ((asyncio.Handle, Handle), (asyncio.TimerHandle, TimerHandle)):
+        at = (0.0,) if theirs is asyncio.TimerHandle else ()
+        made = theirs(*at, print, (), loop, None)
+        slots = {name for kind in theirs.__mro__ for name in getattr(kind, "__slots__", ())}
+        filled = {name for name in slots if hasattr(made, name)}
+        call = loop.call_at if at else loop.call_soon
+        assert filled == {name for name in slots if hasattr(call(*at, print), name)}
+        assert issubclass(ours, theirs)
 
 
 def test_flow_control_has_no_dict_and_what_transports_call_of_it():
