@@ -12,10 +12,10 @@ What is only imported stands here by name. What Loop overrides, the stdlib calls
     _run_once                                       run_forever; see running.py
     _make_self_pipe, _close_self_pipe, _write_to_self, _process_events
 
-What it reads and writes of the loop: _ready, _scheduled, _timer_cancelled_count, _stopping, _closed,
-_debug, _current_handle, _thread_id, _signal_handlers, _transports; what it calls there: _check_closed,
-_check_thread, _check_callback, _add_callback, _ensure_resolved, _handle_signal. Handles are made by
-filling in their slots (handles.py).
+What it reads and writes of the loop: _ready, _scheduled, _timer_cancelled_count, _stopping,
+_closed, _debug, _current_handle, _thread_id, _signal_handlers, _transports. What it calls there:
+_check_closed, _check_thread, _check_callback, _add_callback, _ensure_resolved, _handle_signal.
+Handles are made by filling in their slots (handles.py).
 
 tests/test_seams.py looks for each on every version of Python that runs it.
 """
