@@ -109,8 +109,8 @@ static void fail_first(struct dgram *d, int error)
     push(&d->failed, letter);
 }
 
-int dgram_send(struct dgram *d, const uint8_t *data, size_t len, const uint8_t *addr,
-               size_t addr_len)
+int dgram_send(struct dgram *d, struct pl_loop_counters *counters, const uint8_t *data, size_t len,
+               const uint8_t *addr, size_t addr_len)
 {
     struct packet packet = {
         .addr = (void *)(uintptr_t)addr, /* sendmsg only reads both; the type is shared with recvmsg */
@@ -119,6 +119,8 @@ int dgram_send(struct dgram *d, const uint8_t *data, size_t len, const uint8_t *
         .len = len,
     };
     int sent = sock_send_packets(d->fd, &packet, 1);
+    counters->sends++;
+    counters->bytes_out += sent == 1 ? len : 0;
     if (sent == 1 || sent == -EAGAIN)
         return sent == 1;
     int rc = dgram_queue(d, NULL, 0, NULL, 0);
@@ -144,17 +146,20 @@ static int address_first(const struct dgram *d, struct packet *packets)
 
 /* After a short count the next call says why, since the same datagram fails again. Unless it met what is known of an
  * earlier one, that nobody listens for it (ECONNREFUSED): the kernel forgets that then, and it leaves after all. */
-int dgram_flush(struct dgram *d)
+int dgram_flush(struct dgram *d, struct pl_loop_counters *counters)
 {
     struct packet packets[PACKETS_MAX];
     while (d->out.head) {
         int sent = sock_send_packets(d->fd, packets, address_first(d, packets));
+        counters->sends++;
         if (sent == -EAGAIN)
             return 0;
         if (sent < 0)
             fail_first(d, sent);
-        for (int i = 0; i < sent; i++)
+        for (int i = 0; i < sent; i++) {
+            counters->bytes_out += packets[i].len;
             free(take_first(d));
+        }
     }
     return 1;
 }

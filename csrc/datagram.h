@@ -11,6 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "pyloop.h"
+
 enum dgram_flag {
     DGRAM_READING = 1 << 0,  /* what comes is wanted */
     DGRAM_BLOCKED = 1 << 1,  /* the kernel took less than all */
@@ -63,11 +65,11 @@ int dgram_queue(struct dgram *d, const uint8_t *data, size_t len, const uint8_t 
 
 /* Offer it to the kernel where it lies; nothing may be queued. 1: it is sent, or has failed; 0: the kernel is full, and
  * it is to be queued; -ENOMEM: it failed, and that cannot be told. */
-int dgram_send(struct dgram *d, const uint8_t *data, size_t len, const uint8_t *addr,
-               size_t addr_len);
+int dgram_send(struct dgram *d, struct pl_loop_counters *counters, const uint8_t *data, size_t len,
+               const uint8_t *addr, size_t addr_len);
 
 /* Offer what is queued to the kernel. 1: nothing is queued any more, though some may have failed; 0: it is full. */
-int dgram_flush(struct dgram *d);
+int dgram_flush(struct dgram *d, struct pl_loop_counters *counters);
 
 /* Is it to be asked for many datagrams? recvmmsg takes almost twice as long as recvfrom to receive one, so a socket
  * that gets one at a time is asked for more only now and then. Then say how many it had. */

@@ -76,7 +76,7 @@ static void push_out(struct pl_loop *loop, struct dgram *d)
     uint64_t before = d->queued;
     bool waited = d->flags & DGRAM_BLOCKED;
     d->flags &= ~(uint32_t)(DGRAM_BLOCKED | DGRAM_RESTING);
-    bool all = dgram_flush(d);
+    bool all = dgram_flush(d, loop->counters);
     if (!all) {
         d->flags |= DGRAM_BLOCKED;
         if (waited && d->queued == before)
@@ -156,7 +156,7 @@ static int send_now(struct pl_loop *loop, struct dgram *d, const uint8_t *data, 
         push_out(loop, d);
     if (d->out.head || d->flags & DGRAM_DEAD)
         return 0;
-    int rc = dgram_send(d, data, len, addr, addr_len);
+    int rc = dgram_send(d, loop->counters, data, len, addr, addr_len);
     if (d->failed.head)
         tell_soon(loop, d);
     return rc;
@@ -317,6 +317,7 @@ static void receive(struct pl_loop *loop, struct dgram *d)
     int most = dgram_eager(d) ? (int)(room < DATAGRAM_BUDGET ? room : DATAGRAM_BUDGET) : 1;
     int n = slots_offer(slots, packets, most, d->max_len), error;
     n = sock_receive_packets(d->fd, packets, n, &error);
+    loop->counters->receives++;
     dgram_learn(d, n);
     slots_take(slots, packets, n, d->max_len);
     for (int i = 0; i < n; i++) {
@@ -324,6 +325,7 @@ static void receive(struct pl_loop *loop, struct dgram *d)
         struct pl_event *e = batch_push(&loop->batch, kind, d->id);
         e->data = packets[i].data;
         e->end = packets[i].data + packets[i].len;
+        loop->counters->bytes_in += packets[i].len;
     }
     if (error)
         batch_push(&loop->batch, PL_EV_DATAGRAM_ERROR, d->id)->value = error;

@@ -49,13 +49,13 @@ struct pl_loop_counters {
     uint64_t lag[PL_LAG_BUCKETS]; /* [i]: turns whose busy time was below 2^i microseconds and not below
                                      2^(i-1); the last one has all the longer ones too */
     uint64_t callbacks;     /* that the caller ran, as it told pl_loop_turn */
-    uint64_t bytes_in;      /* received from the kernel by all conns */
+    uint64_t bytes_in;      /* received from the kernel, by all conns and dgrams */
     uint64_t bytes_out;     /* the kernel took of them */
     /* system calls, by what they are for */
     uint64_t waits;         /* of the poller */
     uint64_t accepts;       /* accept4; the last of a burst finds nobody */
-    uint64_t receives;      /* recv, for conns */
-    uint64_t sends;         /* send and sendmsg, for conns */
+    uint64_t receives;      /* recv, read, recvmmsg */
+    uint64_t sends;         /* send, sendmsg, writev, sendmmsg */
     uint64_t watches;       /* epoll_ctl; to select and poll a change of interest is none */
 };
 
