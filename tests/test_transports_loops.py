@@ -144,3 +144,23 @@ def test_call_from_another_thread_is_refused_and_changes_nothing(run):
             assert await receive(peer, 6) == b"answer"
 
     run(main())
+
+
+def test_close_that_a_signal_interrupts_has_closed(run):
+    class Interrupted(socket.socket):
+        closes = 0
+
+        def close(self):
+            Interrupted.closes += 1
+            super().close()
+            raise InterruptedError("as close(2) says on Linux when it has closed")
+
+    async def main():
+        mine, peer = socket.socketpair()
+        protocol = Recorder()
+        async with attached(protocol, (Interrupted(fileno=mine.detach()), peer)) as (transport, _):
+            transport.close()
+            assert await protocol.lost is None
+            assert await receive(peer, 1) == b"" and Interrupted.closes == 1
+
+    run(main())
