@@ -99,9 +99,8 @@ class StreamTransport(CoreTransport):
         if isinstance(sending, socket.socket):
             with contextlib.suppress(OSError):  # ends the sendfile as well
                 sending.shutdown(socket.SHUT_RDWR)
-            self._loop._fd_ready(
-                sending.fileno(), lib.PL_WRITE
-            )  # of AF_UNIX select does not say so
+            fd = sending.fileno()
+            self._loop._fd_ready(fd, lib.PL_WRITE)  # of AF_UNIX select does not say so
         elif sending is not None and not sending.done():
             sending.set_exception(ConnectionError("Connection is closed by peer"))
         if reason == -errno.EBADF:  # others have closed it: the number may be somebody else's
