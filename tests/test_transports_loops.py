@@ -127,21 +127,40 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_call_from_another_thread_is_refused_and_changes_nothing(loop, run, call):
+def test_call_from_another_thread_is_refused_and_changes_nothing(run):
     async def main():
         protocol = Recorder()
         async with attached(protocol) as (transport, peer):
-            with pytest.raises(
-                RuntimeError, match=r"from another thread .* use loop\.call_soon_threadsafe\(\)"
-            ):
-                await asyncio.to_thread(CALLS[call], transport)
-            assert transport.is_reading() and not transport.is_closing()
-            assert transport.get_protocol() is protocol
-            assert transport.get_write_buffer_limits() == (16 * 1024, 64 * 1024)
+            refused = r"from another thread .* use loop\.call_soon_threadsafe\(\)"
+            for call in CALLS.values():
+                with pytest.raises(RuntimeError, match=refused):
+                    await asyncio.to_thread(call, transport)
+                assert transport.is_reading() and not transport.is_closing()
+                assert transport.get_protocol() is protocol
+                assert transport.get_write_buffer_limits() == (16 * 1024, 64 * 1024)
             peer.send(b"data")
             await until(lambda: protocol.data == b"data")
             transport.write(b"answer")
             assert await receive(peer, 6) == b"answer"
+
+    run(main())
+
+
+def test_close_that_a_signal_interrupts_has_closed(run):
+    class Interrupted(socket.socket):
+        closes = 0
+
+        def close(self):
+            Interrupted.closes += 1
+            super().close()
+            raise InterruptedError("as close(2) says on Linux when it has closed")
+
+    async def main():
+        mine, peer = socket.socketpair()
+        protocol = Recorder()
+        async with attached(protocol, (Interrupted(fileno=mine.detach()), peer)) as (transport, _):
+            transport.close()
+            assert await protocol.lost is None
+            assert await receive(peer, 1) == b"" and Interrupted.closes == 1
 
     run(main())

@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 from peers import Serving, peer_of, until
-from transports import Contextual, Recorder, attached, receive, turns, var
+from transports import Contextual, Recorder, Refills, attached, receive, turns, var
 
 from pyloop.core import lib
 
@@ -151,6 +151,34 @@ def test_writes_of_connection_made_leave_in_one_system_call(loop):
     loop.run_until_complete(main())
 
 
+KINDS = {
+    "bytes": bytes,
+    "bytearray": bytearray,
+    "memoryview": lambda data: memoryview(bytearray(data)),
+    "subclass": type("Bytes", (bytes,), {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_buffer_of_any_kind_is_taken_as_it_is_at_the_call(run, kind):
+    async def write(size):
+        protocol = Recorder()
+        async with attached(protocol) as (transport, peer):
+            data = os.urandom(size)
+            piece = KINDS[kind](data)
+            transport.write(b"<")
+            transport.write(piece)
+            transport.write(b">")
+            if isinstance(piece, bytearray):
+                piece[:] = bytes(3)  # which also resizes it
+            elif isinstance(piece, memoryview):
+                piece.obj[:] = bytes(size)
+            assert await receive(peer, size + 2) == b"<" + data + b">"
+
+    for size in (8, 100_000, 2 << 20):
+        run(write(size))
+
+
 VIEWS = {
     "words": lambda data: memoryview(data).cast("I"),
     "rows": lambda data: memoryview(data).cast("B", (2, len(data) // 2)),
@@ -160,10 +188,9 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("kind", VIEWS)
 @pytest.mark.parametrize("size", [80, 100_000, 2 << 20])
-def test_view_of_any_shape_is_taken_as_it_is_at_the_call(run, kind, size):
-    async def main():
+def test_view_of_any_shape_is_taken_as_it_is_at_the_call(run, size):
+    async def write(kind):
         protocol = Recorder()
         async with attached(protocol) as (transport, peer):
             data = bytearray(os.urandom(size))
@@ -173,7 +200,8 @@ def test_view_of_any_shape_is_taken_as_it_is_at_the_call(run, kind, size):
             data[:] = bytes(size)
             assert await receive(peer, len(expected)) == expected
 
-    run(main())
+    for kind in VIEWS:
+        run(write(kind))
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, lambda data: memoryview(bytearray(data))])
@@ -232,5 +260,20 @@ def test_fd_of_a_native_connection_is_for_no_reader(loop, run):
             conn = await held.conn()
             with pytest.raises(RuntimeError, match="is used by transport <Connection"):
                 loop.add_reader(lib.pl_conn_fd(conn._ptr, conn.id), print)
+
+    run(main())
+
+
+# ---- the end ----
+
+
+def test_write_in_resume_writing_of_a_closing_transport_leaves_too(run):
+    async def main():
+        protocol = Refills()
+        async with attached(protocol) as (transport, peer):
+            transport.write(bytes(2 << 20))
+            transport.close()
+            assert len(await receive(peer, 7 * (2 << 20))) == 6 * (2 << 20)
+            assert await protocol.lost is None
 
     run(main())

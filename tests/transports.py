@@ -107,6 +107,18 @@ class Contextual(Recorder):
         super().connection_lost(exc)
 
 
+class Refills(Recorder):
+    """Writes more from within resume_writing, `left` times."""
+
+    left = 5
+
+    def resume_writing(self):
+        super().resume_writing()
+        if self.left:
+            self.left -= 1
+            self.transport.write(bytes(2 << 20))
+
+
 class Made(list):
     """The protocols that its `factory` made."""
 
