@@ -12,8 +12,8 @@ from typing import Any
 
 from pyloop.address import decode_sockaddr
 from pyloop.core import ffi, lib
-from pyloop.seams import SendfileMode, attach, detach
-from pyloop.tls_protocol import TLSProtocol
+from pyloop.seams import SendfileMode, SSLProtocol, attach, detach
+from pyloop.tls_protocol import TLSProtocol, share_room
 from pyloop.transports import LOST, NOBODY, CoreTransport
 
 __all__ = ["Acceptor", "StreamTransport", "Streams"]
@@ -26,7 +26,7 @@ class StreamTransport(CoreTransport):
     when the transport is closed.
     """
 
-    __slots__ = ("_peer", "_sending", "_server", "_sockname")
+    __slots__ = ("_peer", "_room", "_sending", "_server", "_sockname")
 
     _flags = lib.PL_NODELAY
     _start_tls_compatible = True
@@ -50,6 +50,16 @@ class StreamTransport(CoreTransport):
         super().__init__(loop, sock, protocol, extra, context)
         if server is not None:
             attach(server, self)
+
+    def set_protocol(self, protocol: Any) -> None:
+        self._room = share_room(protocol, self._loop) if isinstance(protocol, SSLProtocol) else None
+        super().set_protocol(protocol)
+
+    def _receive(self) -> int:
+        if self._room is None:
+            return super()._receive()
+        room = self._room  # known, so the protocol need not be asked each time
+        return self._received(lib.pl_conn_receive(self._ptr, self._id, room, len(room)))
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return "socket", "sockname", "peername", or what else is known about it."""
@@ -208,6 +218,7 @@ class Streams:
 
     _core: Any
     _acceptors: dict[int, Acceptor]
+    _tls_room: Any = None
 
     def _make_socket_transport(
         self,

@@ -26,7 +26,6 @@ from pyloop.seams import (
     FlowControlMixin,
     feed_buffered,
 )
-from pyloop.tls_protocol import TLSProtocol
 
 __all__ = ["LOST", "NOBODY", "CoreTransport", "Groups"]
 
@@ -37,6 +36,7 @@ NOBODY = (1 << 64) - 1
 """The id of no conn."""
 
 _MARKS = 64 * 1024, 16 * 1024  # asyncio's
+_ROOM = ffi.typeof("uint8_t[]")
 _write = lib.pl_conn_write
 _log = logging.getLogger("asyncio")
 
@@ -181,7 +181,7 @@ class CoreTransport(FlowControlMixin):
         was_buffered = self._call is feed_buffered
         self._protocol = protocol
         received = getattr(protocol, "data_received", None)
-        if isinstance(protocol, asyncio.BufferedProtocol) and type(protocol) is not TLSProtocol:
+        if isinstance(protocol, asyncio.BufferedProtocol):
             self._call, self._target = feed_buffered, protocol
         elif type(received) is MethodType:  # saves a call for each message
             self._call, self._target = received.__func__, received.__self__
@@ -211,9 +211,10 @@ class CoreTransport(FlowControlMixin):
             self._gate = 0
             self._check(lib.pl_conn_resume(self._ptr, self._id))
 
-    def _check(self, code: int) -> None:
+    def _check(self, code: int) -> int:
         if code < 0 and code != -errno.ESTALE:
             raise failure(code, self._ptr)
+        return code
 
     def _readable(self) -> None:
         """Called by dispatch: receive into the protocol's own buffer."""
@@ -222,7 +223,7 @@ class CoreTransport(FlowControlMixin):
 
     def _receive(self) -> int:
         try:
-            with ffi.from_buffer("uint8_t[]", self._protocol.get_buffer(-1), True) as room:
+            with ffi.from_buffer(_ROOM, self._protocol.get_buffer(-1), True) as room:
                 if not len(room):
                     raise RuntimeError("get_buffer() returned an empty buffer")
                 count: int = lib.pl_conn_receive(self._ptr, self._id, room, len(room))
@@ -231,6 +232,9 @@ class CoreTransport(FlowControlMixin):
         except BaseException as exc:
             self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
             return -1
+        return self._received(count)
+
+    def _received(self, count: int) -> int:
         try:
             if count > 0:
                 self._protocol.buffer_updated(count)
@@ -293,9 +297,7 @@ class CoreTransport(FlowControlMixin):
         elif code == -errno.EPIPE and not self._gate & CLOSED:
             raise RuntimeError("Cannot call write() after write_eof()")
         elif len(data):
-            self._gate |= (
-                CLOSED  # the loss is told by the next turn: until then, drain() waits for it
-            )
+            self._gate |= CLOSED  # the next turn tells of the loss: until then, drain() waits
             if self._lost_writes >= LOG_THRESHOLD_FOR_CONNLOST_WRITES:
                 _log.warning("socket.send() raised exception.")
             self._lost_writes += 1
@@ -317,9 +319,7 @@ class CoreTransport(FlowControlMixin):
     def _set_marks(self, high: int, low: int) -> int:
         if self._ptr == ffi.NULL:
             return 0
-        code: int = self._loop._groups.set_marks(self._id, self._flags, high, low)
-        self._check(code)
-        return code
+        return self._check(self._loop._groups.set_marks(self._id, self._flags, high, low))
 
     def _resume_writing(self) -> None:
         self._context.run(self._maybe_resume_protocol)  # type: ignore[attr-defined]
