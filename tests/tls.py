@@ -170,7 +170,7 @@ def told():
     before = loop.get_exception_handler()
     loop.set_exception_handler(
         lambda loop, context: entries.append(
-            (context["message"], name_of(context.get("exception")))
+            (context["message"].split(" at 0x")[0], name_of(context.get("exception")))
         )
     )
     try:
@@ -179,10 +179,14 @@ def told():
         loop.set_exception_handler(before)
 
 
+def count_sockets():
+    return sum(what.startswith("socket:") for what in open_fds().values())
+
+
 @contextlib.asynccontextmanager
 async def echo_server(context, protocol=Echo, **options):
     """Serve TLS: gives the port and a list of the protocols. Leaves no connection behind."""
-    before, made = len(open_fds()), []
+    before, made = count_sockets(), []
 
     def factory():
         made.append(protocol())
@@ -192,7 +196,7 @@ async def echo_server(context, protocol=Echo, **options):
     server = await loop.create_server(factory, HOST, 0, ssl=context, **options)
     async with server:
         yield server.sockets[0].getsockname()[1], made
-        await until(lambda: len(open_fds()) <= before + 1)  # all are gone but the listening one
+        await until(lambda: count_sockets() <= before + 1)  # all are gone but the listening one
 
 
 async def talk(port, context=None, data=b"ping"):
@@ -206,12 +210,17 @@ async def talk(port, context=None, data=b"ping"):
 
 
 @functools.cache
-def on_asyncio(scenario, *args):
-    """What a coroutine function returns on asyncio's own loop."""
-
+def _on_asyncio(scenario, *args):
     async def limited():
         async with asyncio.timeout(TIMEOUT):
             return await scenario(*args)
 
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
         return runner.run(limited())
+
+
+def alike(run, scenario, *args):
+    """Run a scenario on asyncio's loop and on ours: its result, which must be the same."""
+    expected = _on_asyncio(scenario, *args)
+    assert run(scenario(*args), TIMEOUT) == expected
+    return expected
