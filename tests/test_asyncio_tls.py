@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 
@@ -155,8 +156,9 @@ class SlowPeer(TLSPeer):
 
     def read_to_end(self):
         data = bytearray()
-        while piece := self.call(self.tls.read, 1 << 16):
-            data += piece
+        with contextlib.suppress(ssl.SSLZeroReturnError):  # b"", had it not sent its own before
+            while piece := self.call(self.tls.read, 1 << 16):
+                data += piece
         self.call(self.tls.unwrap)
         self.stay_silent()
         return bytes(data)
@@ -193,6 +195,23 @@ def test_close_behind_megabytes_sends_them_and_close_notify(run):
             assert await in_thread(peer.read_to_end) == BIG  # SSLEOFError without close_notify
             await made[0].lost
             assert made[0].events[-1] == "lost None"
+
+    run(main())
+
+
+def test_peers_close_notify_before_megabytes_are_out_loses_none(run):
+    """TLS has ended then, and the transport is closing, while the most is still to be sent."""
+
+    async def main():
+        async with echo_server(server_context(), Sending) as (port, made):
+            peer = await in_thread(SlowPeer, port)
+            with pytest.raises(ssl.SSLWantReadError):
+                peer.tls.unwrap()
+            peer.sock.sendall(peer.outgoing.read())
+            await until(lambda: "eof" in made[0].events)
+            assert await in_thread(peer.read_to_end) == BIG
+            await made[0].lost
+            assert made[0].events == ["made", "paused", "eof", "resumed", "lost None"]
 
     run(main())
 
