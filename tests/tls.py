@@ -150,6 +150,24 @@ class TLSPeer:
         self.sock.close()
 
 
+class SlowPeer(TLSPeer):
+    def __init__(self, port):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect((HOST, port))
+        super().__init__(sock, client_context())
+        self.handshake()
+
+    def read_to_end(self):
+        data = bytearray()
+        with contextlib.suppress(ssl.SSLZeroReturnError):  # b"", had it not sent its own before
+            while piece := self.call(self.tls.read, 1 << 16):
+                data += piece
+        self.call(self.tls.unwrap)
+        self.stay_silent()
+        return bytes(data)
+
+
 def split(data):
     """Cut ciphertext into its records; what is left over comes last."""
     while data:
