@@ -16,7 +16,6 @@ from tls import (
     client_context,
     echo_server,
     server_context,
-    talk,
     told,
 )
 
@@ -112,8 +111,6 @@ def test_extra_info_tells_of_session_and_socket(run):
 def test_connections_share_one_receive_buffer(run):
     async def main():
         async with echo_server(server_context()) as (port, made):
-            for _ in range(3):
-                await talk(port)
             _, writer = await asyncio.open_connection(HOST, port)
             await writer.start_tls(client_context(), server_hostname=HOST)
             await until(lambda: made[-1].events)
@@ -123,6 +120,26 @@ def test_connections_share_one_receive_buffer(run):
             assert len(rooms[0]) == 256 * 1024
             writer.close()
             await writer.wait_closed()
+
+    run(main())
+
+
+def test_unix_sockets_carry_tls(run, tmp_path):
+    async def main():
+        loop, path = asyncio.get_running_loop(), str(tmp_path / "socket")
+        made = []
+        server = await loop.create_unix_server(
+            lambda: made.append(Kept()) or made[-1], path, ssl=server_context()
+        )
+        async with server:
+            transport, asking = await loop.create_unix_connection(
+                Asking, path, ssl=client_context(), server_hostname=HOST
+            )
+            transport.write(b"ping")
+            await asking.lost
+            await made[0].lost
+        assert (asking.received, made[0].events) == (b"ping", ORDERLY)
+        assert has_ended_in_order(asking.ssl_object)
 
     run(main())
 
@@ -157,17 +174,18 @@ def test_loops_in_two_threads_do_not_mix_what_they_receive(backend):
 # ---- arguments ----
 
 
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket")  # the stdlib's to close
 @pytest.mark.parametrize("name", ["ssl_handshake_timeout", "ssl_shutdown_timeout"])
 def test_time_outs_are_checked(run, name):
     async def main():
         loop = asyncio.get_running_loop()
         with socket.create_server((HOST, 0)) as listening:
-            address = listening.getsockname()
-            with pytest.raises(ValueError, match=f"{name} should be a positive number, got 0"):
-                await loop.create_connection(Echo, *address, ssl=client_context(), **{name: 0})
-            with pytest.raises(ValueError, match=f"{name} is only meaningful with ssl"):
-                await loop.create_connection(Echo, *address, **{name: 1})
+            with socket.create_connection(listening.getsockname()) as sock:
+                sock.setblocking(False)
+                tls = {"ssl": client_context(), "server_hostname": HOST}
+                with pytest.raises(ValueError, match=f"{name} should be a positive number, got 0"):
+                    await loop.create_connection(Echo, sock=sock, **tls, **{name: 0})
+                with pytest.raises(ValueError, match=f"{name} is only meaningful with ssl"):
+                    await loop.create_connection(Echo, sock=sock, **{name: 1})
             with pytest.raises(ValueError, match=f"{name} is only meaningful with ssl"):
                 await loop.create_server(Echo, HOST, 0, **{name: 1})
 
