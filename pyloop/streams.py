@@ -52,8 +52,8 @@ class StreamTransport(CoreTransport):
             attach(server, self)
 
     def set_protocol(self, protocol: Any) -> None:
-        self._room = share_room(protocol, self._loop) if isinstance(protocol, SSLProtocol) else None
         super().set_protocol(protocol)
+        self._room = share_room(protocol, self._loop) if isinstance(protocol, SSLProtocol) else None
 
     def _receive(self) -> int:
         if self._room is None:

@@ -36,7 +36,6 @@ NOBODY = (1 << 64) - 1
 """The id of no conn."""
 
 _MARKS = 64 * 1024, 16 * 1024  # asyncio's
-_ROOM = ffi.typeof("uint8_t[]")
 _write = lib.pl_conn_write
 _log = logging.getLogger("asyncio")
 
@@ -223,7 +222,7 @@ class CoreTransport(FlowControlMixin):
 
     def _receive(self) -> int:
         try:
-            with ffi.from_buffer(_ROOM, self._protocol.get_buffer(-1), True) as room:
+            with ffi.from_buffer("uint8_t[]", self._protocol.get_buffer(-1), True) as room:
                 if not len(room):
                     raise RuntimeError("get_buffer() returned an empty buffer")
                 count: int = lib.pl_conn_receive(self._ptr, self._id, room, len(room))
