@@ -40,6 +40,8 @@ FlowControlMixin = transports._FlowControlMixin
 """Marks, and when the protocol is paused; has no __dict__."""
 
 SSLProtocol: Any = sslproto.SSLProtocol
+"""What it receives into: `max_size`, `_ssl_buffer`, `_ssl_buffer_view`; then buffer_updated()."""
+
 SendfileMode: Any = constants._SendfileMode
 LOG_THRESHOLD_FOR_CONNLOST_WRITES: int = constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
 

@@ -14,8 +14,8 @@ from typing import Any
 from pyloop.address import decode_sockaddr
 from pyloop.core import beyond_select, ffi, lib
 from pyloop.inbox import CLOSED
-from pyloop.seams import SendfileMode, attach, detach
-from pyloop.tls_protocol import TLSProtocol
+from pyloop.seams import SendfileMode, SSLProtocol, attach, detach
+from pyloop.tls_protocol import TLSProtocol, share_room
 from pyloop.transports import LOST, NOBODY, CoreTransport
 
 __all__ = ["Acceptor", "StreamTransport", "Streams"]
@@ -28,7 +28,7 @@ class StreamTransport(CoreTransport):
     when the transport is closed.
     """
 
-    __slots__ = ("_peer", "_sending", "_server", "_sockaddr", "_sockname")
+    __slots__ = ("_peer", "_room", "_sending", "_server", "_sockaddr", "_sockname")
 
     _flags = lib.PL_NODELAY
     _start_tls_compatible = True
@@ -56,6 +56,16 @@ class StreamTransport(CoreTransport):
             self._gate = CLOSED | LOST  # for __del__, should the next line raise
             attach(server, self)
             self._gate = 0
+
+    def set_protocol(self, protocol: Any) -> None:
+        super().set_protocol(protocol)
+        self._room = share_room(protocol, self._loop) if isinstance(protocol, SSLProtocol) else None
+
+    def _receive(self) -> int:
+        if self._room is None:
+            return super()._receive()
+        room = self._room  # known, so the protocol need not be asked each time
+        return self._received(lib.pl_conn_receive(self._ptr, self._id, room, len(room)))
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return "socket", "sockname", "peername", or what else is known about it."""
@@ -235,6 +245,7 @@ class Streams:
 
     _core: Any
     _acceptors: dict[int, Acceptor]
+    _tls_room: Any = None
 
     def _ensure_fd_no_transport(self, fd: Any) -> None:
         super()._ensure_fd_no_transport(fd)  # type: ignore[misc]

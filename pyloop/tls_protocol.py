@@ -1,26 +1,38 @@
-"""TLS for asyncio's transports: the stdlib's SSLProtocol, fed with bytes."""
+"""asyncio's TLS with one receive buffer for all connections of a loop.
+
+The stdlib gives each SSLProtocol 256 KiB, which is what an idle connection costs there. Nothing
+stays in it: what is received is with OpenSSL before anything else is called.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from pyloop.core import ffi
 from pyloop.seams import SSLProtocol
 
-__all__ = ["TLSProtocol"]
+__all__ = ["TLSProtocol", "share_room"]
 
+_ROOM_BYTES = 256 * 1024  # asyncio's
 _RECORD_BYTES = 16 * 1024  # no read of plaintext gives more: RFC 8446, 5.1
 
 
 class TLSProtocol(SSLProtocol):  # type: ignore[misc]
-    """asyncio's TLS, without the 256 KiB into which each connection receives ciphertext there."""
+    """asyncio's, made without a buffer: share_room() gives it one."""
 
-    max_size = 0  # of that buffer
+    max_size = 0  # of the buffer that each gets when it is made
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.max_size = _RECORD_BYTES
 
-    def data_received(self, data: bytes) -> None:
-        """Take ciphertext out of the batch."""
-        self._incoming.write(data)
-        self.buffer_updated(0)
+def share_room(protocol: Any, loop: Any) -> Any:
+    """Let an SSLProtocol, the stdlib's own of start_tls() too, receive into the loop's buffer.
+
+    Returns:
+        That buffer, for the core.
+    """
+    if loop._tls_room is None:
+        new = ffi.new("uint8_t[]", _ROOM_BYTES)
+        loop._tls_room = new, memoryview(ffi.buffer(new))
+    room, view = loop._tls_room
+    protocol.max_size = _RECORD_BYTES
+    protocol._ssl_buffer = protocol._ssl_buffer_view = view
+    return room

@@ -27,7 +27,6 @@ from pyloop.seams import (
     FlowControlMixin,
     feed_buffered,
 )
-from pyloop.tls_protocol import TLSProtocol
 
 __all__ = ["LOST", "NOBODY", "CoreTransport"]
 
@@ -155,7 +154,7 @@ class CoreTransport(FlowControlMixin):
         """Give what arrives from now on, and what was held back, to another protocol."""
         received = getattr(protocol, "data_received", None)
         call, target = _call_it, received
-        if isinstance(protocol, asyncio.BufferedProtocol) and type(protocol) is not TLSProtocol:
+        if isinstance(protocol, asyncio.BufferedProtocol):
             call, target = feed_buffered, protocol
         elif type(received) is MethodType:  # saves a call for each message
             call, target = received.__func__, received.__self__
@@ -184,9 +183,10 @@ class CoreTransport(FlowControlMixin):
             self._check(lib.pl_conn_resume(self._ptr, self._id))
             self._gate = 0
 
-    def _check(self, code: int) -> None:
+    def _check(self, code: int) -> int:
         if code < 0 and code != -errno.ESTALE:
             raise failure(code, self._ptr)
+        return code
 
     def _readable(self) -> None:
         """Called by dispatch: receive into the protocol's own buffer, if it still has one."""
@@ -204,6 +204,9 @@ class CoreTransport(FlowControlMixin):
         except BaseException as exc:
             self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
             return -1
+        return self._received(count)
+
+    def _received(self, count: int) -> int:
         try:
             if count > 0:
                 self._protocol.buffer_updated(count)
@@ -290,9 +293,7 @@ class CoreTransport(FlowControlMixin):
     def _set_marks(self, high: int, low: int) -> int:
         if self._ptr == ffi.NULL:
             return 0
-        code: int = self._loop._groups.set_marks(self._id, self._flags, high, low)
-        self._check(code)
-        return code
+        return self._check(self._loop._groups.set_marks(self._id, self._flags, high, low))
 
     def _resume_writing(self) -> None:
         self._context.run(self._maybe_resume_protocol)  # type: ignore[attr-defined]
