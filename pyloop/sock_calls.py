@@ -87,9 +87,9 @@ class SocketCalls(asyncio.SelectorEventLoop):
         watch = None if self.is_closed() else self._watches.find(fd)
         if watch is None:
             return False
-        handle, watch.reader = watch.reader, None
         if not watch.receivers:
             self._watches.narrow(watch, READ)
+        handle, watch.reader = watch.reader, None
         if handle is None:
             return False
         handle.cancel()
@@ -99,9 +99,9 @@ class SocketCalls(asyncio.SelectorEventLoop):
         watch = None if self.is_closed() else self._watches.find(fd)
         if watch is None:
             return False
-        handle, watch.writer = watch.writer, None
         if not watch.senders:
             self._watches.narrow(watch, WRITE)
+        handle, watch.writer = watch.writer, None
         if handle is None:
             return False
         handle.cancel()

@@ -13,6 +13,7 @@ from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 
 import pytest
 from faults import Child
+from workers import children_of
 
 import pyloop
 
@@ -21,9 +22,12 @@ PIPED_MIB = 100
 BLOCK = bytes(range(256)) * 4096
 
 
+@pytest.fixture(autouse=True)
 def no_child_is_left():
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    """Beside those that this process had before, of which other tests made it the parent."""
+    before = set(children_of(os.getpid()))
+    yield
+    assert set(children_of(os.getpid())) <= before
 
 
 def test_100_mib_go_through_cat(run):
@@ -43,7 +47,6 @@ def test_100_mib_go_through_cat(run):
         await feeding
 
     run(main(), timeout=100)
-    no_child_is_left()
 
 
 def test_stdin_is_a_pipe_that_can_be_opened_again(run):
@@ -94,7 +97,6 @@ def test_signals_reach_the_child_while_it_lives(run):
                 send(process)
 
     run(main())
-    no_child_is_left()
 
 
 def test_many_at_once_tell_their_statuses_and_leave_no_thread(run):
@@ -109,7 +111,6 @@ def test_many_at_once_tell_their_statuses_and_leave_no_thread(run):
         assert statuses == list(range(30))
 
     run(main())
-    no_child_is_left()
 
 
 async def said_by(script, **popen):
@@ -185,7 +186,6 @@ def test_start_that_is_cancelled_kills_the_child(run):
             await starting
 
     run(main())
-    no_child_is_left()
 
 
 def test_loop_in_another_thread_waits_for_its_children(backend):
@@ -204,7 +204,6 @@ def test_loop_in_another_thread_waits_for_its_children(backend):
     thread.start()
     thread.join(60)
     assert results == [(b"elsewhere", None), 0]
-    no_child_is_left()
 
 
 AFTER_FORK = """if True:
