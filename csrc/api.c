@@ -39,6 +39,16 @@ int pl_conn_open(struct pl_loop *loop, int group, int fd, uint64_t *id)
     return rc;
 }
 
+/* It is above high water again: a PL_EV_RESUME that is due, or not yet looked at, would be a lie. */
+static void take_back_resume(struct pl_loop *loop, struct conn *c)
+{
+    struct batch *batch = &loop->batch;
+    c->flags &= ~(uint32_t)CONN_RESUME;
+    for (uint32_t i = 0; c->served == loop->tick && i < batch->count; i++)
+        if (batch->events[i].id == c->id && batch->events[i].kind == PL_EV_RESUME)
+            batch->events[i].kind = PL_EV_NONE;
+}
+
 /* Output passed high water: offer it to the kernel before anybody is asked to pause. */
 static int relieve(struct pl_loop *loop, struct conn *c)
 {
@@ -49,6 +59,7 @@ static int relieve(struct pl_loop *loop, struct conn *c)
     if (c->flags & CONN_DEAD || c->out.len <= c->group->options.high_water)
         return 0;
     c->flags |= CONN_ABOVE;
+    take_back_resume(loop, c);
     return 1;
 }
 

@@ -69,6 +69,7 @@ static int send_at_once(struct conn *c, struct span *spans, int n, size_t len)
         return 0; /* the flush finds it again, or the room */
     c->group->counters->bytes_out += (uint64_t)taken;
     (*c->group->loop_counters)->bytes_out += (uint64_t)taken;
+    c->active_ns = sock_now(); /* the loop's own time is that of the batch */
     if ((size_t)taken == len)
         return 1;
     skip(spans, n, (size_t)taken);

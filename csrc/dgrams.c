@@ -124,7 +124,7 @@ int pl_dgram_open(struct pl_loop *loop, int fd, size_t max_len, uint64_t *id)
         return -ENOMEM;
     if ((rc = table_add(&loop->dgrams.table, d, &d->id)) < 0)
         goto free_dgram;
-    /* It does not read yet, but what the poller has against the fd is told here. */
+    /* It does not read yet, which its first readiness finds out, but what the poller has against the fd is told here. */
     if ((rc = watch_set(loop, fd, OWNER_DGRAM, (uint32_t)d->id, PL_READ)) < 0)
         goto remove_dgram;
     *id = d->id;
@@ -339,6 +339,8 @@ void dgrams_gather(struct pl_loop *loop, uint32_t slot, uint32_t mask)
     uint32_t state = d->flags & (DGRAM_READING | DGRAM_CLOSING | DGRAM_DEAD);
     if (mask & PL_READ && state == DGRAM_READING)
         receive(loop, d);
+    else if (mask & PL_READ)
+        update(loop, d); /* open, and not to be read yet */
 }
 
 void dgrams_lose(struct pl_loop *loop, uint32_t slot)

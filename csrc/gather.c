@@ -199,9 +199,10 @@ static void receive_behind(struct pl_loop *loop, struct conn *c)
 
 static void receive(struct pl_loop *loop, struct conn *c)
 {
-    if (conn_is(c, PL_WRITE_ONLY))
-        conn_kill(loop, c, c->out.len ? -EPIPE : 0);
-    else if (c->flags & CONN_READINESS)
+    if (conn_is(c, PL_WRITE_ONLY)) {
+        if (sock_is_readable(c->fd)) /* it may be a number that was another file's when the loop waited */
+            conn_kill(loop, c, c->out.len ? -EPIPE : 0);
+    } else if (c->flags & CONN_READINESS)
         batch_push(&loop->batch, PL_EV_READABLE, c->id);
     else if (conn_is(c, PL_TLS))
         receive_cipher(loop, c);

@@ -65,6 +65,10 @@ int pl_conn_regroup(struct pl_loop *loop, uint64_t id, int group)
     c->group = to;
     group_release(loop, from);
     group_forget(loop, from);
+    if (deadline_arm(&loop->deadlines, c) < 0) {
+        conn_kill(loop, c, -ENOMEM);
+        return 0;
+    }
     if (c->out.len > to->options.high_water) {
         c->flags |= CONN_ABOVE;
         return 1;

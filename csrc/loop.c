@@ -107,9 +107,9 @@ int pl_loop_tick(struct pl_loop *loop, int64_t timeout_ns)
         return rc;
     loop->tick++;
     batch_reset(&loop->batch);
-    bury(loop);
     loop->now = sock_now(); /* clocks that a close or a flush starts do not run for the handlers' time */
     flush_all(loop);
+    bury(loop); /* after the flush, which takes the dead off its list */
     dgrams_flush(loop);
     dgrams_reset(loop);
     if (loop->ready_at == loop->ready_count && (rc = wait_ready(loop, timeout_ns)) < 0)

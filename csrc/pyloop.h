@@ -71,7 +71,7 @@ enum pl_interest {
 };
 
 enum pl_event_kind {
-    PL_EV_NONE = 0,     /* taken back by pl_conn_hold: skip it */
+    PL_EV_NONE = 0,     /* taken back by pl_conn_hold, or a send: skip it */
     PL_EV_MESSAGE = 1,  /* data..end is one message */
     PL_EV_READ = 2,     /* watcher: fd `slot` is readable (or has failed) */
     PL_EV_WRITE = 3,    /* watcher: fd `slot` is writable (or has failed) */

@@ -5,7 +5,7 @@
  * say MSG_DONTWAIT, because O_NONBLOCK belongs to the open file description, and another process that
  * holds the same one (a parent's terminal, an inherited socket) can switch it off under us. Pipes have
  * no such flag.
- * Source: accept(2), recv(2), sendmsg(2), read(2), writev(2), fcntl(2), socket(7), tcp(7).
+ * Source: accept(2), recv(2), sendmsg(2), read(2), writev(2), poll(2), fcntl(2), socket(7), tcp(7).
  */
 #include "sock.h"
 
@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -119,6 +120,12 @@ int64_t sock_read(int fd, uint8_t *data, size_t len)
         if (errno != EINTR)
             return -errno;
     }
+}
+
+int sock_is_readable(int fd)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    return poll(&p, 1, 0) > 0;
 }
 
 static ssize_t send_once(int fd, const struct iovec *iov, const struct msghdr *msg)

@@ -19,6 +19,8 @@ int sock_accept(int fd, struct sockaddr_storage *addr, socklen_t *addr_len);
 int64_t sock_receive(int fd, uint8_t *data, size_t len);            /* 0: end of stream */
 int64_t sock_read(int fd, uint8_t *data, size_t len);               /* the same from a pipe */
 
+int sock_is_readable(int fd); /* now, or broken: 1 or 0 */
+
 /* One send or sendmsg, MSG_NOSIGNAL; of a pipe, which must be O_NONBLOCK, writev. */
 int64_t sock_send(int fd, const struct iovec *iov, int n, int is_pipe);
 

@@ -169,8 +169,8 @@ class Connection:
     def _pause_writing(self) -> None:
         if self._writable is None:
             self._writable = asyncio.Event()
-        if isinstance(self._target, Protocol):
-            self._guard(self._target.pause_writing)  # in the context of who sends
+            if isinstance(self._target, Protocol):
+                self._guard(self._target.pause_writing)  # in the context of who sends
 
     def _resume_writing(self) -> None:
         self._wake_writers()

@@ -80,7 +80,7 @@ class Datagrams:
 
     def _resume(self, slot: int, start: int, end: int) -> None:
         transport: Any = self._transports[slot]
-        transport._tell_open("resume_writing")
+        transport._resume_writing()
 
     def _lost(self, slot: int, start: int, end: int) -> None:
         transport: Any = self._transports[slot]

@@ -53,6 +53,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         "_core",
         "_drops",
         "_family",
+        "_full",
         "_held",
         "_id",
         "_limits",
@@ -87,6 +88,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         self._state = _HELD  # until connection_made has been called
         self._held: collections.deque[tuple[bytes, Any]] = collections.deque()
         self._paused = False
+        self._full = False  # the protocol was told to pause writing
         self._drops = 0
         self._limits = (_HIGH_WATER // 4, _HIGH_WATER)
         self._family = sock.family
@@ -187,12 +189,21 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             raise failure(code, self._core.ptr)
 
     def _pause_writing(self) -> None:
+        if self._full:
+            return
+        self._full = True
         try:
             self._protocol.pause_writing()  # in the context of who sends
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
             self._report("pause_writing", exc)
+
+    def _resume_writing(self) -> None:
+        """Called for an event that follows again, if it has become more than the high mark since."""
+        if self._full and self.get_write_buffer_size() <= self._limits[1]:
+            self._full = False
+            self._tell_open("resume_writing")
 
     def get_write_buffer_size(self) -> int:
         """Return the bytes that are queued, and eight more for each datagram."""

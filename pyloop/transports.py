@@ -296,7 +296,17 @@ class CoreTransport(FlowControlMixin):
         return self._check(self._loop._groups.set_marks(self._id, self._flags, high, low))
 
     def _resume_writing(self) -> None:
-        self._context.run(self._maybe_resume_protocol)  # type: ignore[attr-defined]
+        """Called by dispatch. What was written since is above the low mark perhaps, and no second
+        event follows; above the high one, it does."""
+        if not self._protocol_paused or self.get_write_buffer_size() > self._high_water:
+            return
+        self._protocol_paused = False
+        try:
+            self._context.run(self._protocol.resume_writing)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._report(exc, "protocol.resume_writing() failed")
 
     # ---- its end ----
 

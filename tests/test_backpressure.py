@@ -62,6 +62,42 @@ def test_over_high_water_pauses_once_and_low_water_resumes(run):
     run(main())
 
 
+def test_flooded_again_before_the_resume_is_told_it_stays_paused(run):
+    made, calls = [], []
+
+    class First(Watching):
+        def message_received(self, data):
+            victim = made[1].conn
+            if calls[-1:] and calls[-1][0] == "pause" and victim.buffered <= LOW_WATER:
+                calls[:] = [("flooded", 0)]  # PL_EV_RESUME stands behind this in the batch
+                victim.write(bytes(FLOOD))
+
+    def make():
+        made.append(Watching(calls) if made else First(calls))
+        return made[-1]
+
+    async def main():
+        async with pyloop.Server(make) as server, peer_of(server) as (_, talker):
+            await until(lambda: server.connections)
+            with deaf_peer(server) as sock:
+                await until(lambda: len(server.connections) == 2)
+                sock.setblocking(False)
+                for _ in range(20):  # until it so happens
+                    calls.clear()
+                    made[1].conn.write(bytes(FLOOD))
+                    while calls[-1][0] != "resume" or made[1].conn.buffered:
+                        talker.write(b"hello\n")
+                        with contextlib.suppress(BlockingIOError):
+                            sock.recv(1 << 20)
+                        await asyncio.sleep(0)
+                    if calls[0][0] == "flooded":
+                        break
+        assert [call for call, _ in calls[:2]] == ["flooded", "resume"]
+        assert calls[1][1] <= LOW_WATER
+
+    run(main())
+
+
 def test_output_is_offered_to_the_kernel_before_pause_writing_is_called(run):
     """What the kernel takes at once never pauses anybody, however much it is in one turn."""
 

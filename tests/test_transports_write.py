@@ -302,3 +302,20 @@ def test_pauses_and_resumes_alternate_and_nobody_is_left_paused(run, steps):
             assert flow == ["pause", "resume"] * (len(flow) // 2)
 
     run(main())
+
+
+def test_written_by_others_before_the_resume_is_told_it_is_told_all_the_same(run):
+    async def main():
+        protocol = Recorder()
+        async with attached(protocol) as (transport, peer):
+            written = fill(transport, protocol)
+            queued = transport.get_write_buffer_size()
+            transport.set_write_buffer_limits(high=4 * queued, low=queued)  # PL_EV_RESUME is due
+            transport.write(b"x")  # and it is above the low mark again, not above the high one
+            await turns()
+            assert await receive(peer, len(written) + 1) == written + b"x"
+            async with asyncio.timeout(20):
+                await until(lambda: "resume" in protocol.calls)
+            assert protocol.calls == ["made", "pause", "resume"]
+
+    run(main())

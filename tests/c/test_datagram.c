@@ -38,6 +38,8 @@ static void test_nothing_is_received_unless_it_is_read(void)
     CHECK(pl_dgram_open(loop, fd, 100, &id) == 0);
     CHECK(put_to(fd, "early"));
     CHECK(tick(LONG_NS) == 0); /* ready, but not wanted */
+    uint64_t waited = pl_loop_counters(loop)->wait_ns;
+    CHECK(tick(20 * MS) == 0 && pl_loop_counters(loop)->wait_ns - waited >= 20 * MS); /* once: no spin */
     CHECK(pl_dgram_read(loop, id, 1) == 0);
     CHECK(arrive(id, TEXTS("early")));
     CHECK(pl_dgram_read(loop, id, 0) == 0 && put_to(fd, "late"));

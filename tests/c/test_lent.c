@@ -238,6 +238,51 @@ static void test_reader_that_goes_ends_who_only_writes(void)
     }
 }
 
+static void test_writer_with_the_number_of_an_fd_that_was_ready_is_not_lost(void)
+{
+    int group, peers[3], fds[2], old[2];
+    CHECK(loop_open() == 0 && (group = group_of(PL_RAW)) >= 0);
+    for (int i = 0; i < 3; i++) {
+        CHECK(pair_open(group, &peers[i]));
+        CHECK(write(peers[i], large, LARGE) > 100000);
+    }
+    CHECK(pipe(fds) == 0 && pipe(old) == 0 && write(old[1], "x", 1) == 1);
+    int number = fcntl(old[0], F_DUPFD, 100); /* what is ready last */
+    CHECK(pl_watch(loop, number, PL_READ) == 0);
+    CHECK(tick(LONG_NS) > 0 && event_at(PL_EV_READ, 0, 0) < 0); /* the batch is full before */
+    CHECK(pl_watch(loop, number, 0) == 0 && dup2(fds[1], number) == number);
+    uint64_t id = open_end(lent_group(PL_PIPE | PL_WRITE_ONLY), number);
+    for (int i = 0; i < 9; i++)
+        CHECK(id && tick(0) >= 0 && event_at(PL_EV_LOST, id, 0) < 0);
+    close(fds[0]);
+    CHECK(tick_until(PL_EV_LOST, id) >= 0);
+    loop_end();
+    const int all[] = {peers[0], peers[1], peers[2], fds[1], old[0], old[1], number};
+    for (int i = 0; i < 7; i++)
+        close(all[i]);
+}
+
+static void test_idle_time_out_goes_with_the_group_and_knows_what_left_at_once(void)
+{
+    int group, peer;
+    CHECK(loop_open() == 0 && (group = lent_group(0)) >= 0);
+    uint64_t id = pair_open(group, &peer);
+    int fd = conn_fd(id);
+    struct pl_options o = marks(0, 65536, 16384);
+    o.idle_timeout = 1000 * MS;
+    CHECK(pl_conn_regroup(loop, id, pl_group_new(loop, &o, NULL)) == 0);
+    for (int i = 0; i < 5; i++) {
+        pass(600 * MS);
+        CHECK(pl_conn_write(loop, id, large, 10000) == 0 && drain(peer, 0) == 10000);
+        CHECK(tick(0) == 0);
+    }
+    pass(1100 * MS);
+    int at = tick_until(PL_EV_FAULT, id);
+    CHECK(at >= 0 && events[at].value == PL_E_IDLE);
+    close(fd);
+    close(peer);
+}
+
 CHECK_MAIN(RUN_ON_ALL(test_lent_fd_is_never_closed_by_the_core);
            RUN_ON_ALL(test_accepted_fd_is_the_cores_until_it_is_lent);
            RUN_ON_ALL(test_large_message_leaves_before_the_flush_and_its_rest_follows);
@@ -246,4 +291,6 @@ CHECK_MAIN(RUN_ON_ALL(test_lent_fd_is_never_closed_by_the_core);
            RUN_ON_ALL(test_marks_of_one_conn_are_a_group_that_goes_with_it);
            RUN_ON_ALL(test_closing_conn_takes_more_until_it_is_flushed);
            RUN_ON_ALL(test_pipe_is_written_at_once_and_read_to_its_end);
-           RUN_ON_ALL(test_reader_that_goes_ends_who_only_writes);)
+           RUN_ON_ALL(test_reader_that_goes_ends_who_only_writes);
+           RUN_ON_ALL(test_writer_with_the_number_of_an_fd_that_was_ready_is_not_lost);
+           RUN_ON_ALL(test_idle_time_out_goes_with_the_group_and_knows_what_left_at_once);)
