@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from pyloop.seams import SSLProtocol
@@ -19,6 +20,12 @@ class TLSProtocol(SSLProtocol):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.max_size = _RECORD_BYTES
+
+    def began(self, began: asyncio.Future[None]) -> None:
+        """Called when the transport has begun, or could not: then there will be no handshake."""
+        exc = began.exception()
+        if exc is not None:
+            self._wakeup_waiter(exc)
 
     def data_received(self, data: bytes) -> None:
         """Take ciphertext out of the batch."""
