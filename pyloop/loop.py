@@ -118,6 +118,7 @@ class CoreSelector:
         finally:
             ptr, self.ptr = self.ptr, ffi.NULL
             self.watches.by_fd.clear()
+            lib.pl_loop_leave(ptr)  # as in Loop._enter
             check(lib.pl_loop_free(ptr))
 
 
@@ -207,11 +208,11 @@ class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, Running):
     def run_forever(self) -> None:
         self._check_closed()
         self._check_running()  # type: ignore[attr-defined]
-        self._core.check(lib.pl_loop_enter(self._core.ptr))
-        self._core.dispatch.taken = self._counters.events  # whatever another kind of turn has lost
-        in_main = threading.current_thread() is threading.main_thread()
-        previous = self._own_wakeup_fd() if in_main else -1
+        in_main, previous = threading.current_thread() is threading.main_thread(), None
         try:
+            self._enter()
+            if in_main:
+                previous = self._own_wakeup_fd()
             if self._block_watch is not None:
                 self._block_watch.start()
             super().run_forever()
@@ -223,8 +224,14 @@ class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, Running):
                 self._counters.callbacks += self._ran
                 self._ran = 0
                 lib.pl_loop_leave(self._core.ptr)
-                if in_main:
+                if previous is not None:
                     self._restore_wakeup_fd(previous)
+
+    def _enter(self) -> None:
+        """Be the thread that runs the core."""
+        lib.pl_loop_leave(self._core.ptr)  # Ctrl-C may have kept the last run from it
+        self._core.check(lib.pl_loop_enter(self._core.ptr))
+        self._core.dispatch.taken = self._counters.events  # whatever another kind of turn has lost
 
     def _flush(self) -> None:
         lib.pl_loop_flush(self._core.ptr)

@@ -233,3 +233,28 @@ def test_exception_of_a_signal_handler_at_the_end_of_the_wait_loses_no_event(
         await task
 
     run(rest())
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("where", ["_enter", "_own_wakeup_fd", "_flush", "_restore_wakeup_fd"])
+def test_interrupt_where_a_run_begins_or_ends_leaves_a_loop_that_runs_and_closes(
+    loop, monkeypatch, where, again
+):
+    step = getattr(loop, where)
+
+    def interrupted(*args):
+        monkeypatch.undo()
+        if where != "_flush":
+            step(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, where, interrupted)
+    loop.call_soon(loop.stop)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_forever()
+    if again:
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        assert signal.set_wakeup_fd(-1) == -1
+    loop.close()
+    signal.set_wakeup_fd(-1)
