@@ -53,6 +53,8 @@ class Dispatch:
         self._raw = lib.pl_loop_events(ptr)
         self._view = memoryview(ffi.buffer(self._raw, _BATCH_BYTES))
         self._count = 0
+        self.taken = 0
+        """Of the events that the core has counted, those that came here."""
         self.unfinished = False
         """Has the last walk not reached the end of its batch?"""
         self._events: Iterator[tuple[Any, ...]] = iter(())
@@ -89,6 +91,16 @@ class Dispatch:
         self._count = count
         self._events = _HOT.iter_unpack(self._view[: count * _HOT.size])
         self.unfinished = True
+        self.taken += count
+
+    def begin_rest(self, told: int) -> None:
+        """Take over the batch that an exception kept from `begin`, if there is one.
+
+        Args:
+            told: how many events the core has counted.
+        """
+        if told > self.taken:
+            self.begin(told - self.taken)
 
     @property
     def left(self) -> int:

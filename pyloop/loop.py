@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from pyloop.blocked import BlockWatch, check_threshold
@@ -71,6 +71,7 @@ class CoreSelector:
             raise failure(error[0])
         self.dispatch = Dispatch(self.ptr, self._ignore)
         self.watches = Watches(self._watch, self.dispatch.owner_of)
+        self.may_wait: Callable[[], bool] = lambda: True
 
     @staticmethod
     def _ignore(fd: int, mask: int) -> None:
@@ -97,6 +98,8 @@ class CoreSelector:
         if dispatch.unfinished:
             return 0
         wait = -1 if timeout is None else wait_ns(timeout)
+        if not self.may_wait():
+            wait = 0
         count = self.check(lib.pl_loop_tick(self.ptr, wait))
         dispatch.begin(count)
         return count
@@ -115,6 +118,7 @@ class CoreSelector:
         finally:
             ptr, self.ptr = self.ptr, ffi.NULL
             self.watches.by_fd.clear()
+            lib.pl_loop_leave(ptr)  # as in Loop._enter
             check(lib.pl_loop_free(ptr))
 
 
@@ -164,6 +168,7 @@ class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, Running):
         dispatch._ready = self._fd_ready
         dispatch.on_signal = self._signal_came
         dispatch.on_bad_fd = self._fd_vanished
+        self._core.may_wait = self._may_wait
         self._watch_blocking(threshold)
 
     @property
@@ -192,6 +197,7 @@ class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, Running):
         counters = ffi.addressof(page.cell(cell), "loop")
         self._core.check(lib.pl_loop_count_in(self._open_core(), counters))
         self._page, self._counters = page, counters  # and the former ones may go
+        self._core.dispatch.taken = counters.events
 
     def _open_core(self) -> Any:
         self._check_closed()
@@ -202,10 +208,11 @@ class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, Running):
     def run_forever(self) -> None:
         self._check_closed()
         self._check_running()  # type: ignore[attr-defined]
-        self._core.check(lib.pl_loop_enter(self._core.ptr))
-        in_main = threading.current_thread() is threading.main_thread()
-        previous = self._own_wakeup_fd() if in_main else -1
+        in_main, previous = threading.current_thread() is threading.main_thread(), None
         try:
+            self._enter()
+            if in_main:
+                previous = self._own_wakeup_fd()
             if self._block_watch is not None:
                 self._block_watch.start()
             super().run_forever()
@@ -217,8 +224,14 @@ class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, Running):
                 self._counters.callbacks += self._ran
                 self._ran = 0
                 lib.pl_loop_leave(self._core.ptr)
-                if in_main:
+                if previous is not None:
                     self._restore_wakeup_fd(previous)
+
+    def _enter(self) -> None:
+        """Be the thread that runs the core."""
+        lib.pl_loop_leave(self._core.ptr)  # Ctrl-C may have kept the last run from it
+        self._core.check(lib.pl_loop_enter(self._core.ptr))
+        self._core.dispatch.taken = self._counters.events  # whatever another kind of turn has lost
 
     def _flush(self) -> None:
         lib.pl_loop_flush(self._core.ptr)

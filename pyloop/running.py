@@ -45,6 +45,7 @@ class Running(Monitored):
 
     _scheduled: list[Any]
     _timer_cancelled_count: int
+    _counters: Any
     _closed: bool
     _stopping: bool
     _waiting = False
@@ -148,13 +149,16 @@ class Running(Monitored):
         dispatch = core.dispatch
         if not dispatch.unfinished:  # else an exception left the last walk
             timeout = 0 if ready or self._stopping else self._time_left()
-            count = _turn(core.ptr, timeout, self._ran)
-            self._waiting = False
-            self._ran = 0
-            if count:
-                core.check(count)
-                dispatch.begin(count)
-            self._ran = 0
+            try:
+                count = _turn(core.ptr, timeout, self._ran)
+                self._waiting = False
+                self._ran = 0
+                if count:
+                    core.check(count)
+                    dispatch.begin(count)
+            except BaseException:  # of a signal handler, maybe: nobody tells these events again
+                dispatch.begin_rest(self._counters.events)
+                raise
         watched = self._debug or self._slow_hook is not None
         run = self._run_watched if watched else self._run_ready
         if dispatch.unfinished:
@@ -175,11 +179,15 @@ class Running(Monitored):
         self._left = left = repeat(None, count)
         return left
 
-    def _time_left(self) -> int:
-        """Return for how long the core may wait, in nanoseconds; -1 is without end."""
+    def _may_wait(self) -> bool:
+        """Have those that add a callback from now on wake the loop. False: one is there already."""
         # In this order: another thread first adds to _ready, then looks whether it must wake.
         self._waiting = True
-        if self._ready:
+        return not self._ready
+
+    def _time_left(self) -> int:
+        """Return for how long the core may wait, in nanoseconds; -1 is without end."""
+        if not self._may_wait():
             return 0
         scheduled = self._scheduled
         while scheduled and scheduled[0]._cancelled:

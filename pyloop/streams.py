@@ -297,7 +297,9 @@ class Streams:
             ssl_handshake_timeout=ssl_handshake_timeout,
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
-        self._make_socket_transport(rawsock, wire, extra=extra, server=server)
+        began: asyncio.Future[None] = asyncio.Future(loop=self)  # type: ignore[arg-type]
+        began.add_done_callback(wire.began)
+        self._make_socket_transport(rawsock, wire, began, extra=extra, server=server)
         return wire._app_transport
 
     def _make_tls_protocol(self, protocol: Any, context: Any, handshake: Any, end: Any) -> Any:

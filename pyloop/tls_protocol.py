@@ -6,6 +6,7 @@ stays in it: what is received is with OpenSSL before anything else is called.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from pyloop.core import ffi
@@ -21,6 +22,12 @@ class TLSProtocol(SSLProtocol):  # type: ignore[misc]
     """asyncio's, made without a buffer: share_room() gives it one."""
 
     max_size = 0  # of the buffer that each gets when it is made
+
+    def began(self, began: asyncio.Future[None]) -> None:
+        """Called when the transport has begun, or could not: then there will be no handshake."""
+        exc = began.exception()
+        if exc is not None:
+            self._wakeup_waiter(exc)
 
 
 def share_room(protocol: Any, loop: Any) -> Any:

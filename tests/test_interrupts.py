@@ -10,8 +10,10 @@ import socket
 import pytest
 from faults import Child
 from peers import until
+from transports import Recorder, attached
 
 import pyloop
+from pyloop import running
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -194,3 +196,65 @@ def test_signal_between_two_runs_ends_the_first_wait_of_the_second(backend):
         runner.run(add())
         os.kill(os.getpid(), signal.SIGUSR1)
         runner.run(asyncio.wait_for(came.wait(), 10))
+
+
+# ---- out of the wait ----
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, TimeoutError])
+def test_exception_of_a_signal_handler_at_the_end_of_the_wait_loses_no_event(
+    loop, run, monkeypatch, error
+):
+    """As Python has it when a signal ends the wait: the call is made, and its result is gone."""
+    turn, left = running._turn, []
+
+    def interrupted(*args):
+        count = turn(*args)
+        if count and not left:
+            left.append(count)
+            raise error
+        return count
+
+    async def main():
+        protocol = Recorder()
+        async with attached(protocol) as (_, peer):
+            peer.send(b"data")
+            peer.shutdown(socket.SHUT_WR)
+            monkeypatch.setattr(running, "_turn", interrupted)
+            await protocol.lost
+            assert protocol.calls == ["made", b"data", "eof", "lost"]
+
+    task = loop.create_task(main())
+    with pytest.raises(error):
+        loop.run_until_complete(task)
+    assert left and loop.stats().events >= left[0]
+
+    async def rest():
+        await task
+
+    run(rest())
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("where", ["_enter", "_own_wakeup_fd", "_flush", "_restore_wakeup_fd"])
+def test_interrupt_where_a_run_begins_or_ends_leaves_a_loop_that_runs_and_closes(
+    loop, monkeypatch, where, again
+):
+    step = getattr(loop, where)
+
+    def interrupted(*args):
+        monkeypatch.undo()
+        if where != "_flush":
+            step(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, where, interrupted)
+    loop.call_soon(loop.stop)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_forever()
+    if again:
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        assert signal.set_wakeup_fd(-1) == -1
+    loop.close()
+    signal.set_wakeup_fd(-1)

@@ -88,6 +88,7 @@ def test_flow_control_has_no_dict_and_what_transports_call_of_it():
 
 def test_tls_protocol_has_what_ours_builds_on():
     source = inspect.getsource(sslproto.SSLProtocol)
+    assert callable(sslproto.SSLProtocol._wakeup_waiter)
     assert "bytearray(self.max_size)" in source and "self._incoming.write(" in source
     assert issubclass(seams.SSLProtocol, asyncio.BufferedProtocol)
     assert selector_events.sslproto.SSLProtocol is seams.SSLProtocol

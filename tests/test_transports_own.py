@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import gc
 import os
 import socket
+import ssl
 import weakref
 
 import pytest
@@ -32,6 +34,27 @@ def test_transport_and_protocol_are_freed_after_the_loss(run):
         run(main())
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_socket_that_cannot_be_watched_ends_the_attempt_to_connect(loop, run, tls):
+    reports = []
+    loop.set_exception_handler(lambda _, context: reports.append(context))
+
+    async def main():
+        mine, peer = socket.socketpair()
+        arguments = {"ssl": ssl.create_default_context(), "server_hostname": "name"} if tls else {}
+        with peer:
+            attempt = loop.create_task(loop.create_connection(Recorder, sock=mine, **arguments))
+            await asyncio.sleep(0)
+            mine.close()  # before the transport begins
+            async with asyncio.timeout(20):
+                with pytest.raises(OSError, match="Bad file descriptor"):
+                    await attempt
+
+    run(main())
+    gc.collect()
+    assert reports == []
 
 
 def test_client_protocol_is_called_in_its_creators_context(run):

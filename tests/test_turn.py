@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,30 @@ def test_cancelled_error_out_of_a_callback_ends_nothing(loop):
     loop.call_soon(loop.stop)
     loop.run_forever()
     assert told == [asyncio.CancelledError]
+
+
+def test_another_kind_of_turn_is_woken_by_a_thread(loop, monkeypatch):
+    """Programs that run a loop inside a callback bring one. Here it is that of asyncio itself."""
+    waited, timed_out = [], []
+
+    def wake():
+        for _ in range(20_000):
+            if not loop._counters.running_since:
+                waited.append(True)
+                break
+            time.sleep(0.001)
+        loop.call_soon_threadsafe(loop.stop)
+
+    loop.call_soon(loop.stop)
+    loop.run_forever()  # in its own way
+    monkeypatch.setattr(loop, "_run_once", lambda: asyncio.BaseEventLoop._run_once(loop))
+    timer = loop.call_later(25, lambda: (timed_out.append(True), loop.stop()))
+    thread = threading.Thread(target=wake)
+    loop.call_soon(thread.start)
+    loop.run_forever()
+    thread.join()
+    timer.cancel()
+    assert waited and not timed_out
 
 
 def test_handle_with_a_run_of_its_own_has_it_called(loop):
