@@ -124,7 +124,7 @@ int pl_dgram_open(struct pl_loop *loop, int fd, size_t max_len, uint64_t *id)
         return -ENOMEM;
     if ((rc = table_add(&loop->dgrams.table, d, &d->id)) < 0)
         goto free_dgram;
-    /* It does not read yet, which its first readiness finds out, but what the poller has against the fd is told here. */
+    /* Read it is not yet, which shows when it is ready; what the poller has against the fd is told here. */
     if ((rc = watch_set(loop, fd, OWNER_DGRAM, (uint32_t)d->id, PL_READ)) < 0)
         goto remove_dgram;
     *id = d->id;

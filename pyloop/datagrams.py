@@ -200,7 +200,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             self._report("pause_writing", exc)
 
     def _resume_writing(self) -> None:
-        """Called for an event that follows again, if it has become more than the high mark since."""
+        """Called for an event; if it is above the high mark again by now, another one follows."""
         if self._full and self.get_write_buffer_size() <= self._limits[1]:
             self._full = False
             self._tell_open("resume_writing")
