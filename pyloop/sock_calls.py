@@ -89,7 +89,11 @@ class SocketCalls(asyncio.SelectorEventLoop):
             return False
         handle, watch.reader = watch.reader, None
         if not watch.receivers:
-            self._watches.narrow(watch, READ)
+            try:
+                self._watches.narrow(watch, READ)
+            except RuntimeError:  # this is another thread
+                watch.reader = handle
+                raise
         if handle is None:
             return False
         handle.cancel()
@@ -101,7 +105,11 @@ class SocketCalls(asyncio.SelectorEventLoop):
             return False
         handle, watch.writer = watch.writer, None
         if not watch.senders:
-            self._watches.narrow(watch, WRITE)
+            try:
+                self._watches.narrow(watch, WRITE)
+            except RuntimeError:  # this is another thread
+                watch.writer = handle
+                raise
         if handle is None:
             return False
         handle.cancel()
