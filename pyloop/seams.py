@@ -15,7 +15,8 @@ What is only imported stands here by name. What Loop overrides, the stdlib calls
 What it reads and writes of the loop: _ready, _scheduled, _timer_cancelled_count, _stopping,
 _closed, _debug, _current_handle, _thread_id, _signal_handlers, _transports. What it calls there:
 _check_closed, _check_thread, _check_callback, _add_callback, _ensure_resolved, _handle_signal.
-Handles are made by filling in their slots (handles.py).
+Handles are made by filling in their slots (handles.py), and an SSLProtocol gets another buffer, and
+is told by _wakeup_waiter that there will be no handshake (tls_protocol.py).
 
 tests/test_seams.py looks for each on every version of Python that runs it.
 """
