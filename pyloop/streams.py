@@ -162,6 +162,9 @@ class StreamTransport(CoreTransport):
 _DECODED = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
 
 
+_NOT_MADE = "Error on transport creation for incoming connection"
+
+
 class Acceptor:
     """Makes transports of the conns that the core accepts on one listening socket."""
 
@@ -193,7 +196,8 @@ class Acceptor:
             protocol = context.run(self.factory)
             wire: Any = protocol
             if self.tls is not None:
-                wire = context.run(self.loop._make_tls_protocol, protocol, *self.tls)
+                waiter = self._shaking_hands(protocol) if self.loop.get_debug() else None
+                wire = context.run(self.loop._make_tls_protocol, protocol, waiter, *self.tls)
             transport = StreamTransport(
                 self.loop, sock, wire, sockaddr=peer, server=self.server, context=context
             )
@@ -202,7 +206,7 @@ class Acceptor:
             raise
         except BaseException as exc:
             self._refuse(ident, sock)
-            self._report("Error on transport creation for incoming connection", exc, protocol)
+            self._report(_NOT_MADE, exc, protocol)
             return
         transport._enter(self._core, ident)
         try:
@@ -211,6 +215,17 @@ class Acceptor:
             raise
         except BaseException as exc:
             self._report("Exception in protocol.connection_made()", exc, protocol)
+
+    def _shaking_hands(self, protocol: Any) -> asyncio.Future[None]:
+        """Return what ends with the handshake: in debug mode asyncio reports those that fail."""
+
+        def ended(waiter: asyncio.Future[None]) -> None:
+            if (exc := waiter.exception()) is not None:
+                self._report(_NOT_MADE, exc, protocol)
+
+        waiter: asyncio.Future[None] = self.loop.create_future()
+        waiter.add_done_callback(ended)
+        return waiter
 
     def _refuse(self, ident: int, sock: socket.socket) -> None:
         self._core.dispatch.add(ident, None)
@@ -302,12 +317,14 @@ class Streams:
         self._make_socket_transport(rawsock, wire, began, extra=extra, server=server)
         return wire._app_transport
 
-    def _make_tls_protocol(self, protocol: Any, context: Any, handshake: Any, end: Any) -> Any:
+    def _make_tls_protocol(
+        self, protocol: Any, waiter: Any, context: Any, handshake: Any, end: Any
+    ) -> Any:
         return TLSProtocol(
             self,
             protocol,
             context,
-            None,
+            waiter,
             True,
             ssl_handshake_timeout=handshake,
             ssl_shutdown_timeout=end,

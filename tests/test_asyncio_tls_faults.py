@@ -142,6 +142,21 @@ def test_two_that_do_not_agree_are_told_as_asyncio_tells_it(run, what):
     assert alike(run, differ, what) == (DIFFERING[what][2], [[]], [])
 
 
+async def differ_in_debug_mode(name):
+    asyncio.get_running_loop().set_debug(True)
+    try:
+        return await differ(name)
+    finally:
+        asyncio.get_running_loop().set_debug(False)
+
+
+def test_failed_handshake_of_a_server_is_reported_in_debug_mode(run):
+    message = "Error on transport creation for incoming connection"
+    answer, events, entries = alike(run, differ_in_debug_mode, "cipher")
+    assert (answer, events) == ("ConnectionResetError", [[]])
+    assert entries == [(message, "SSLError NO_SHARED_CIPHER")]
+
+
 # ---- a client's handshakes ----
 
 
