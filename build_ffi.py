@@ -23,6 +23,7 @@ CONTRACT = (
     "pyloop_feed.h",
     "pyloop.h",
     "pyloop_datagram.h",
+    "pyloop_api.h",
 )
 BEGIN, END = "/* cffi: begin */", "/* cffi: end */"
 
@@ -45,7 +46,7 @@ ffibuilder = FFI()
 ffibuilder.cdef(contract())
 ffibuilder.set_source(
     "pyloop._core",
-    '#include "pyloop.h"',
+    '#include "pyloop.h"\n#include "pyloop_api.h"',
     sources=sources(),
     include_dirs=["csrc"],
     libraries=["rt"] if sys.platform.startswith("linux") else [],  # shm_open, before glibc 2.34

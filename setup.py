@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import platform
-import sysconfig
+from glob import glob
 
-from setuptools import setup
+from setuptools import Extension, setup
 
-# One wheel serves CPython 3.11 and every later one. PyPy and free-threaded builds have no such
-# ABI: their wheels are tagged for the one version that built them.
-ABI3 = platform.python_implementation() == "CPython" and not sysconfig.get_config_var(
-    "Py_GIL_DISABLED"
+# The fast path is CPython's, and optional: where it cannot be built, the Python twins serve.
+FASTPATH = Extension(
+    "pyloop._fastpath",
+    sorted(glob("csrc/fastpath/*.c")),
+    include_dirs=["csrc"],
+    depends=[*glob("csrc/*.h"), *glob("csrc/fastpath/*.h")],
+    extra_compile_args=[
+        *("-std=c11", "-D_GNU_SOURCE", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden"),
+        *os.environ.get("PYLOOP_CFLAGS", "").split(),
+    ],
+    extra_link_args=os.environ.get("PYLOOP_LDFLAGS", "").split(),
+    optional=True,
 )
 
 setup(
     cffi_modules=["build_ffi.py:ffibuilder"],
-    options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
+    ext_modules=[FASTPATH] if platform.python_implementation() == "CPython" else [],
 )

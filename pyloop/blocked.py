@@ -25,6 +25,7 @@ from pyloop.dispatch import Dispatch
 from pyloop.monitors import Monitored, callback_name
 from pyloop.protocol import log
 from pyloop.running import Running
+from pyloop.walk import PythonWalk
 
 if TYPE_CHECKING:
     from pyloop.loop import Loop
@@ -40,7 +41,8 @@ _RUNNERS = frozenset(
     function.__code__
     for function in (
         *(Running._run_once, Running._run_ready, Monitored._run_watched),
-        *(Dispatch.walk, Dispatch.deliver),
+        *(PythonWalk.walk, Dispatch.deliver),
+        asyncio.BaseEventLoop.run_forever,  # the fast path has no frames
     )
 )
 """What calls callbacks: the stack beyond it is the loop's."""
@@ -116,7 +118,7 @@ class BlockWatch:
         since = loop._counters.running_since
         if not since:
             return None
-        return since, loop._core.dispatch.left, length_hint(loop._left)
+        return since, loop._core.dispatch.left, length_hint(loop._left) + loop._calls_left
 
     def _watch(self, stop: threading.Event, thread_id: int) -> None:
         seen: _Place | None = None
@@ -174,5 +176,5 @@ def _name(loop: Loop, users: list[FrameType], runner: FrameType | None) -> str:
         return f"{callback_name(task.get_coro())} ({task.get_name()})"
     if users:
         return users[0].f_code.co_qualname
-    handle: Any = runner.f_locals.get("handle") if runner else None
+    handle: Any = loop._handle_now or (runner.f_locals.get("handle") if runner else None)
     return callback_name(getattr(handle, "_callback", None)) if handle else "a callback"

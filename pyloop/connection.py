@@ -13,6 +13,7 @@ from typing import Any
 
 from pyloop.address import Address, decode_sockaddr, local_address, show_address
 from pyloop.core import failure, ffi, lib
+from pyloop.endpoint import ConnectionBase
 from pyloop.errors import ConnectionClosed, WriteLimitError, without_frames
 from pyloop.framing import REFUSALS, as_bytes, refusal
 from pyloop.inbox import CLOSED, PAUSED, Inbox
@@ -21,10 +22,8 @@ from pyloop.protocol import Owner, Protocol, deliver, ignore, log
 
 __all__ = ["Connection"]
 
-_send, _write = lib.pl_conn_send, lib.pl_conn_write
 
-
-class Connection:
+class Connection(ConnectionBase):
     """One peer: send to it, receive from it, close it.
 
     Belongs to the loop's thread; from another, use loop.call_soon_threadsafe.
@@ -32,21 +31,12 @@ class Connection:
 
     __slots__ = (
         "__weakref__",
-        "_call",
         "_closed",
-        "_context",
         "_exc",
-        "_gate",
-        "_id",
         "_owner",
         "_peer",
-        "_ptr",
-        "_target",
         "_writable",
-        "state",
     )
-
-    state: Any
 
     def __init__(self, ptr: Any, ident: int, owner: Owner, peer: Any) -> None:
         self._ptr = ptr
@@ -55,8 +45,8 @@ class Connection:
         self._peer = peer
         self._gate = 0
         self._context = owner.context.copy()  # in which all its callbacks run
-        self._call: Callable[[Any, bytes], object] = ignore
-        self._target: Any = None
+        self._call = ignore
+        self._target = None
         self._exc: BaseException | None = None
         self._writable: asyncio.Event | None = None  # there while output is over high water
         self._closed: asyncio.Event | None = None  # there while somebody waits for the end
@@ -112,40 +102,13 @@ class Connection:
 
     # ---- sending ----
 
-    def send(self, message: Any) -> None:
-        """Queue one message, framed; it leaves with the loop's next turn.
-
-        Args:
-            message: bytes-like, taken as it is now; or a MappedView, taken when it is flushed.
-
-        Raises:
-            TypeError: `message` is neither, or a MappedView under Lines or Delimited.
-            ValueError: it does not fit the framing; nothing is sent.
-        """
-        if type(message) is not bytes:
-            return self._send_other(message, True)
-        code = _send(self._ptr, self._id, message, len(message))
-        if code:
-            self._sent(code, len(message))
-
-    def write(self, data: Any) -> None:
-        """Queue bytes as they are, without framing.
-
-        Raises:
-            TypeError: `data` is not bytes-like.
-        """
-        if type(data) is not bytes:
-            return self._send_other(data, False)
-        code = _write(self._ptr, self._id, data, len(data))
-        if code:
-            self._sent(code, len(data))
-
     def _send_other(self, data: Any, framed: bool) -> None:
         if type(data) is MappedView:
             code = data._queue(self._ptr, self._id, framed)
         else:
             data = as_bytes(data)
-            code = (_send if framed else _write)(self._ptr, self._id, data, len(data))
+            queue = lib.pl_conn_send if framed else lib.pl_conn_write
+            code = queue(self._ptr, self._id, data, len(data))
         if code:
             self._sent(code, len(data))
 

@@ -16,7 +16,7 @@ from typing import Any
 from pyloop import errors
 from pyloop._core import ffi, lib
 
-__all__ = ["MEMORY", "beyond_select", "check", "failure", "ffi", "is_foreign", "lib"]
+__all__ = ["MEMORY", "address_of", "beyond_select", "check", "failure", "ffi", "is_foreign", "lib"]
 
 # Events carry addresses; this view of all memory turns two of them into bytes with one slice.
 MEMORY = ffi.buffer(ffi.cast("char *", 0), sys.maxsize)
@@ -80,6 +80,11 @@ def beyond_select(what: str) -> str:
         f"{what} is not below FD_SETSIZE ({lib.pl_fdset_size()}), the limit of "
         'backend="select": use backend="auto"'
     )
+
+
+def address_of(ptr: Any) -> int:
+    """Return where in memory a pointer points: for the fast path."""
+    return int(ffi.cast("uintptr_t", ptr))
 
 
 def is_foreign(ptr: Any) -> bool:

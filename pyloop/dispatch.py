@@ -1,7 +1,6 @@
-"""Walk a batch: hand each event of a tick to what it is for.
+"""What the events of a batch mean, each by its kind: the walk (walk.py) calls these.
 
-The walk is a generator-free loop over one iterator, kept on the object: when SystemExit or
-KeyboardInterrupt leaves a handler, the events behind it are delivered by the next walk.
+Messages are the walk's own; here is what is rarer.
 """
 
 from __future__ import annotations
@@ -9,8 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyloop.address import show_address
@@ -19,12 +17,9 @@ from pyloop.core import MEMORY, failure, ffi, is_foreign, lib
 from pyloop.inbox import CLOSED
 from pyloop.monitors import callback_name
 from pyloop.protocol import Owner, deliver, ignore, log
+from pyloop.walk import Walk
 
 __all__ = ["Dispatch"]
-
-# struct pl_event: id, kind, slot, data, end, value, head. The hot loop needs four of them.
-_HOT = struct.Struct("@8xIIPP8x")
-assert _HOT.size == ffi.sizeof("struct pl_event")
 
 _MESSAGE = lib.PL_EV_MESSAGE
 _CALLS = {
@@ -36,29 +31,20 @@ _CALLS = {
     lib.PL_EV_READABLE: "buffer_updated",
 }
 """What an event calls of a protocol."""
-_BATCH_BYTES = lib.PL_EVENTS_MAX * _HOT.size
 
 
-class Dispatch:
-    """The walk over the batches of one loop, and the connections it finds by slot."""
+class Dispatch(Walk):
+    """The walk over the batches of one loop, and what it calls."""
 
     def __init__(self, ptr: Any, ready: Callable[[int, int], None]) -> None:
+        super().__init__(ptr, self._nothing)
         self.ptr = ptr
-        self.connections: list[Connection | None] = []
         self.owners: dict[int, Owner] = {}
         self.on_signal: Callable[[int], None] = lambda number: None
         self.on_bad_fd: Callable[[int], bool] = lambda fd: False
         self._plugged: list[Callable[[], None]] = []
         self._ready = ready
         self._raw = lib.pl_loop_events(ptr)
-        self._view = memoryview(ffi.buffer(self._raw, _BATCH_BYTES))
-        self._count = 0
-        self.taken = 0
-        """Of the events that the core has counted, those that came here."""
-        self.unfinished = False
-        """Has the last walk not reached the end of its batch?"""
-        self._events: Iterator[tuple[Any, ...]] = iter(())
-        self._others: list[Callable[[int, int, int], None]] = [self._nothing] * 32
         for kind, method in (
             (_MESSAGE, self._message),
             (lib.PL_EV_READ, self._readable),
@@ -86,13 +72,6 @@ class Dispatch:
             self._others[kind] = method
         self._plugged.append(cut_off)
 
-    def begin(self, count: int) -> None:
-        """Take over a fresh batch of `count` events."""
-        self._count = count
-        self._events = _HOT.iter_unpack(self._view[: count * _HOT.size])
-        self.unfinished = True
-        self.taken += count
-
     def begin_rest(self, told: int) -> None:
         """Take over the batch that an exception kept from `begin`, if there is one.
 
@@ -102,43 +81,14 @@ class Dispatch:
         if told > self.taken:
             self.begin(told - self.taken)
 
-    @property
-    def left(self) -> int:
-        """How many events are behind the one that the walk is at."""
-        return self._events.__length_hint__()  # type: ignore[attr-defined,no-any-return]
-
-    def _index(self) -> int:
-        """The number of the event that the walk is at."""
-        return self._count - self.left - 1
-
     def value(self) -> int:
         """The value of the event that the walk is at."""
         return self._raw[self._index()].value  # type: ignore[no-any-return]
 
-    def walk(self) -> None:
-        """Deliver what is left of the batch."""
-        connections, memory, others = self.connections, MEMORY, self._others
-        for kind, slot, start, end in self._events:
-            if kind == _MESSAGE:
-                conn: Any = connections[slot]
-                if conn._gate:
-                    self._gated(conn)
-                    continue
-                try:
-                    conn._context.run(conn._call, conn._target, memory[start:end])
-                except (SystemExit, KeyboardInterrupt):
-                    raise
-                except BaseException as exc:  # a CancelledError ends no server
-                    conn._fail(exc)
-            else:
-                others[kind](slot, start, end)
-        self.unfinished = False
-
     def walk_by(self, deliver: Callable[[int, int, int, int], None]) -> None:
         """Walk, but leave each event to `deliver(kind, slot, start, end)`, which calls ours."""
-        for event in self._events:
+        while (event := self.take()) is not None:
             deliver(*event)
-        self.unfinished = False
 
     def deliver(self, kind: int, slot: int, start: int, end: int) -> None:
         """Deliver the event that the walk is at."""
@@ -152,7 +102,7 @@ class Dispatch:
             what = ".connection_made" if isinstance(handler, type) else ""
             return callback_name(handler) + what
         what = _CALLS.get(kind, "")
-        conn: Any = self.connections[slot] if what else None
+        conn = self.at(slot) if what else None
         if conn is None or conn._call is ignore:
             return callback_name(self.deliver)  # and no handler
         target = conn._target
@@ -160,32 +110,27 @@ class Dispatch:
             return callback_name(conn._call)
         return f"{type(target).__qualname__}.{what}"
 
-    def add(self, ident: int, conn: Connection | None) -> None:
+    def add(self, ident: int, conn: Any) -> None:
         """Enter a connection under the slot of its id."""
-        slot = ident & 0xFFFFFFFF
-        if slot >= len(self.connections):
-            self.connections += [None] * (slot + 1 - len(self.connections))
-        self.connections[slot] = conn
+        self.put(ident & 0xFFFFFFFF, conn)
 
     def owner_of(self, fd: int) -> Any:
         """The connection that has an fd of the core; None: it is a server's, or the loop's own."""
         slot = lib.pl_conn_slot(self.ptr, fd)
-        return self.connections[slot] if 0 <= slot < len(self.connections) else None
+        return self.at(slot) if slot >= 0 else None
 
     def close(self) -> None:
         """Cut the connections off from a core that is about to be freed."""
-        for kind, _, _, _ in self._events:
-            if kind == lib.PL_EV_ACCEPTED:
+        while (event := self.take()) is not None:
+            if event[0] == lib.PL_EV_ACCEPTED:
                 with contextlib.suppress(OSError):  # a child may have closed all there was
                     os.close(self._raw[self._index()].id)
-        self._view.release()
         for owner in tuple(self.owners.values()):
             owner.cut_off()
         for cut_off in self._plugged:
             cut_off()
-        connections, self.connections = self.connections, []
         foreign = is_foreign(self.ptr)
-        for conn in filter(None, connections):
+        for conn in self.end():
             # Those of a parent hear of their ends there; asyncio's transports warn when collected.
             if foreign or not isinstance(conn, Connection):
                 conn._forget()
@@ -205,7 +150,7 @@ class Dispatch:
         return bool(conn._gate)
 
     def _message(self, slot: int, start: int, end: int) -> None:
-        conn: Any = self.connections[slot]
+        conn = self.at(slot)
         if conn._gate:
             self._gated(conn)
             return
@@ -247,33 +192,33 @@ class Dispatch:
             lib.pl_group_release(self.ptr, event.value)
 
     def _eof(self, slot: int, start: int, end: int) -> None:
-        conn = self.connections[slot]
+        conn = self.at(slot)
         if conn is not None and not self._gated(conn):
             conn._received_eof()
 
     def _fault(self, slot: int, start: int, end: int) -> None:
-        conn = self.connections[slot]
+        conn = self.at(slot)
         if conn is not None:
             conn._faulted(self._raw[self._index()].value)
 
     def _readable_conn(self, slot: int, start: int, end: int) -> None:
-        conn: Any = self.connections[slot]
+        conn = self.at(slot)
         if conn is not None:
             conn._readable()
 
     def _resume(self, slot: int, start: int, end: int) -> None:
-        conn = self.connections[slot]
+        conn = self.at(slot)
         if conn is not None:
             conn._resume_writing()
 
     def _cipher(self, slot: int, start: int, end: int) -> None:
-        conn: Any = self.connections[slot]
+        conn = self.at(slot)
         if conn is not None:
             conn._guard(conn._cipher_received, MEMORY[start:end])
 
     def _lost(self, slot: int, start: int, end: int) -> None:
-        conn = self.connections[slot]
-        self.connections[slot] = None
+        conn = self.at(slot)
+        self.put(slot, None)
         if conn is not None:
             reason = self._raw[self._index()].value
             if reason == lib.PL_E_TRUNCATED:  # no fault of the peer's

@@ -25,7 +25,7 @@ from pyloop.dispatch import Dispatch
 from pyloop.groups import Groups
 from pyloop.page import Page
 from pyloop.pipes import Pipes
-from pyloop.running import Running, wait_ns
+from pyloop.running import Running, Turn, wait_ns
 from pyloop.sock_calls import SocketCalls
 from pyloop.stats import LoopStats, loop_stats
 from pyloop.streams import Acceptor, Streams
@@ -132,7 +132,7 @@ class _WakeupFd:
         return self._fd
 
 
-class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, Running):
+class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, Turn, Running):
     """An asyncio event loop whose waiting, and whose native connections, are pyloop's C core.
 
     Args:
@@ -157,6 +157,7 @@ class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, Running):
         try:
             self._core.check(lib.pl_loop_count_in(self._core.ptr, self._counters))
             self._watches = self._core.watches
+            self._use_core(self._core.ptr, self._core.dispatch)
             super().__init__(cast(Any, self._core))
         except BaseException:
             self._core.close()
@@ -294,6 +295,7 @@ class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, Running):
             raise RuntimeError("Cannot close a running event loop")
         self._remove_signal_handlers()
         with self._wake_lock:
+            self._use_core(ffi.NULL, self._core.dispatch)
             super().close()
 
 

@@ -2,7 +2,7 @@
 
 asyncio's `_run_once` does the same through a selector; this one calls the core. A timer fires when
 the loop's clock has reached its time, and not before: the stdlib's may be early by the
-clock's resolution.
+clock's resolution. csrc/fastpath/turn.c does the same in C, and leaves to this what is rare.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from itertools import repeat
 from typing import Any, TypeVarTuple
 
 from pyloop.core import lib
+from pyloop.fast import fastpath
 from pyloop.handles import Handle, TimerHandle, report_failed
 from pyloop.monitors import Monitored
 
-__all__ = ["Running", "wait_ns"]
+__all__ = ["Running", "Turn", "wait_ns"]
 
 _Ts = TypeVarTuple("_Ts")
 _LONGEST_WAIT_NS = 1 << 62
@@ -53,7 +54,11 @@ class Running(Monitored):
     _ran = 0
     """Callbacks that the core has not counted yet."""
     _left: Any = repeat(None, 0)
-    """Its length is how many callbacks of this turn are still to be run."""
+    """Its length is how many callbacks of this run are still to be run."""
+    _calls_left = 0
+    """The same, of the fast path's own runs."""
+    _handle_now: Any = None
+    """What the fast path runs at the moment."""
 
     time: Callable[[], float] = staticmethod(time.monotonic)
 
@@ -225,3 +230,24 @@ class Running(Monitored):
             else:  # asyncio's, or a class that has its own idea of it
                 handle._run()
         handle = None  # an exception that is kept somewhere keeps this frame
+
+
+class Turn:
+    """What stands before Running in a Loop without the fast path."""
+
+    __slots__ = ()
+
+    def _use_core(self, ptr: Any, walk: Any) -> None:
+        """Have a core, and the walk over its batches; ffi.NULL: no longer."""
+
+
+if fastpath is not None:
+    Turn = fastpath.Turn  # type: ignore[misc]
+    fastpath.use_running(
+        Running.call_soon,
+        Running.call_soon_threadsafe,
+        Running.call_later,
+        Running.call_at,
+        Running._run_once,
+        report_failed,
+    )

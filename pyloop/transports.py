@@ -19,9 +19,11 @@ from types import MethodType
 from typing import Any
 
 from pyloop.core import failure, ffi, lib
+from pyloop.endpoint import TransportBase
+from pyloop.fast import fastpath
 from pyloop.groups import MARKS
 from pyloop.inbox import CLOSED, PAUSED
-from pyloop.protocol import ignore
+from pyloop.protocol import deliver, ignore
 from pyloop.seams import (
     LOG_THRESHOLD_FOR_CONNLOST_WRITES,
     FlowControlMixin,
@@ -36,7 +38,6 @@ LOST = 8
 NOBODY = (1 << 64) - 1
 """The id of no conn."""
 
-_write = lib.pl_conn_write
 _log = logging.getLogger("asyncio")
 
 
@@ -44,7 +45,11 @@ def _call_it(received: Any, data: bytes) -> None:
     received(data)
 
 
-class CoreTransport(FlowControlMixin):
+if fastpath is not None:
+    fastpath.use_calls(deliver, _call_it)
+
+
+class CoreTransport(TransportBase):
     """What transports of all kinds share: a conn of the core, a protocol, flow control, the end.
 
     Belongs to the loop's thread, as asyncio's transports do.
@@ -52,21 +57,22 @@ class CoreTransport(FlowControlMixin):
 
     __slots__ = (
         "__weakref__",
-        "_call",
-        "_context",
         "_exc",
         "_file",
-        "_gate",
-        "_id",
+        "_high_water",
+        "_loop",
         "_lost_writes",
+        "_low_water",
         "_protocol",
-        "_ptr",
-        "_target",
-        "_write_id",
+        "_protocol_paused",
     )
 
     _flags = 0
     """enum pl_flag of its conns, beside PL_BORROWED."""
+
+    get_write_buffer_limits = FlowControlMixin.get_write_buffer_limits
+    _maybe_pause_protocol = FlowControlMixin._maybe_pause_protocol  # type: ignore[attr-defined]
+    _set_write_buffer_limits = FlowControlMixin._set_write_buffer_limits  # type: ignore[attr-defined]
 
     def __init__(
         self,
@@ -81,14 +87,14 @@ class CoreTransport(FlowControlMixin):
         self._extra = extra
         self._protocol_paused = False
         self._high_water, self._low_water = MARKS
-        self._ptr: Any = ffi.NULL
+        self._ptr = ffi.NULL
         self._id = self._write_id = NOBODY
         self._gate = 0
         self._context = context or contextvars.copy_context()  # in which the protocol is called
         self._exc: BaseException | None = None
         self._lost_writes = 0
-        self._call: Any = ignore
-        self._target: Any = None
+        self._call = ignore
+        self._target = None
         self.set_protocol(protocol)
 
     def __repr__(self) -> str:
@@ -236,30 +242,10 @@ class CoreTransport(FlowControlMixin):
 
     # ---- writing ----
 
-    def write(self, data: Any) -> None:
-        """Queue bytes as they are now; they leave with the loop's next turn.
-
-        Raises:
-            TypeError: `data` is not bytes, a bytearray or a memoryview.
-            RuntimeError: after write_eof(), or while sendfile() is in progress.
-        """
-        if type(data) is bytes:
-            code = _write(self._ptr, self._write_id, data, len(data))
-        elif isinstance(data, (bytes, bytearray, memoryview)):
-            if isinstance(data, memoryview) and not data.c_contiguous:
-                data = bytes(data)
-            with ffi.from_buffer(data) as span:
-                code = _write(self._ptr, self._write_id, span, len(span))
-        else:
-            kind = type(data).__name__
-            raise TypeError(f"data argument must be a bytes-like object, not {kind!r}")
-        if code:
-            self._written(code, data)
-
     def _written(self, code: int, data: Any) -> None:
         """Act on what the core said to a write that was not simply queued."""
         if code == 1:
-            self._maybe_pause_protocol()  # type: ignore[attr-defined]
+            self._maybe_pause_protocol()
         elif code not in (-errno.ESTALE, -errno.EPIPE):
             raise failure(code, self._ptr)
         elif self._write_id == NOBODY and not self._gate & CLOSED:
@@ -286,9 +272,9 @@ class CoreTransport(FlowControlMixin):
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Set the marks, in bytes, at which the protocol is paused and resumed."""
         self._check(lib.pl_conn_queued(self._ptr, self._id))
-        self._set_write_buffer_limits(high=high, low=low)  # type: ignore[attr-defined]
+        self._set_write_buffer_limits(high=high, low=low)
         if self._set_marks(self._high_water, self._low_water) == 1:
-            self._maybe_pause_protocol()  # type: ignore[attr-defined]
+            self._maybe_pause_protocol()
 
     def _set_marks(self, high: int, low: int) -> int:
         if self._ptr == ffi.NULL:

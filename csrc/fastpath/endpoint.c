@@ -1,0 +1,257 @@
+/* endpoint.c -- ConnectionBase and TransportBase: the fields that the walk reads and the sends that handlers call.
+ *
+ * pyloop.Connection and the asyncio transports inherit from them, and from pyloop/endpoint.py's twins without the
+ * fast path: these have no more than what is hot, and call their subclass for whatever is not simply queued. */
+#include "fastpath.h"
+
+#include <stddef.h>
+#include <structmember.h>
+
+static struct endpoint *of(PyObject *self) { return (struct endpoint *)self; }
+
+/* ---- sending ---- */
+
+static PyObject *tell(PyObject *self, PyObject *method, int code, PyObject *what)
+{
+    PyObject *args[] = {self, PyLong_FromLong(code), what};
+    PyObject *got = args[1] ? PyObject_VectorcallMethod(method, args, 3, NULL) : NULL;
+    Py_XDECREF(args[1]);
+    return got;
+}
+
+static PyObject *send_bytes(PyObject *self, PyObject *message, bool framed)
+{
+    const struct endpoint *c = of(self);
+    const struct pl_api *api = c->st->api;
+    if (!PyBytes_CheckExact(message)) {
+        PyObject *args[] = {self, message, framed ? Py_True : Py_False};
+        return PyObject_VectorcallMethod(c->st->s_send_other, args, 3, NULL);
+    }
+    const uint8_t *data = (const uint8_t *)PyBytes_AS_STRING(message);
+    Py_ssize_t len = PyBytes_GET_SIZE(message);
+    int code = (framed ? api->conn_send : api->conn_write)(c->core, c->id, data, (size_t)len);
+    if (code == 0)
+        Py_RETURN_NONE;
+    PyObject *size = PyLong_FromSsize_t(len);
+    PyObject *got = size ? tell(self, c->st->s_sent, code, size) : NULL;
+    Py_XDECREF(size);
+    return got;
+}
+
+static PyObject *connection_send(PyObject *self, PyObject *message)
+{
+    return send_bytes(self, message, true);
+}
+
+static PyObject *connection_write(PyObject *self, PyObject *data)
+{
+    return send_bytes(self, data, false);
+}
+
+static PyObject *transport_write(PyObject *self, PyObject *data)
+{
+    const struct endpoint *c = of(self);
+    Py_buffer span;
+    int code;
+    if (PyBytes_CheckExact(data)) {
+        const uint8_t *bytes = (const uint8_t *)PyBytes_AS_STRING(data);
+        code = c->st->api->conn_write(c->core, c->write_id, bytes,
+                                      (size_t)PyBytes_GET_SIZE(data));
+    } else if (PyByteArray_Check(data) || PyMemoryView_Check(data) || PyBytes_Check(data)) {
+        if (PyObject_GetBuffer(data, &span, PyBUF_SIMPLE) < 0) {
+            PyErr_Clear(); /* not contiguous: copied first */
+            return PyObject_CallMethodOneArg(self, c->st->s_write_other, data);
+        }
+        code = c->st->api->conn_write(c->core, c->write_id, span.buf, (size_t)span.len);
+        PyBuffer_Release(&span);
+    } else {
+        return PyObject_CallMethodOneArg(self, c->st->s_write_other, data);
+    }
+    return code ? tell(self, c->st->s_written, code, data) : Py_NewRef(Py_None);
+}
+
+/* ---- fields ---- */
+
+int core_of(struct state *st, PyObject *ptr, struct pl_loop **core)
+{
+    *core = NULL;
+    if (ptr == st->null)
+        return 0;
+    if (ptr != st->loop_seen) {
+        PyObject *address = st->address_of ? PyObject_CallOneArg(st->address_of, ptr) : NULL;
+        unsigned long long number = address ? PyLong_AsUnsignedLongLong(address) : 0;
+        Py_XDECREF(address);
+        if (!address || PyErr_Occurred())
+            return -1;
+        st->core_seen = (struct pl_loop *)(uintptr_t)number;
+        Py_XSETREF(st->loop_seen, Py_NewRef(ptr)); /* so that no other object gets its address */
+    }
+    *core = st->core_seen;
+    return 0;
+}
+
+static PyObject *get_ptr(PyObject *self, void *Py_UNUSED(closure))
+{
+    struct endpoint *c = of(self);
+    return Py_NewRef(c->ptr ? c->ptr : c->st->null);
+}
+
+static int put_ptr(PyObject *self, PyObject *ptr, void *Py_UNUSED(closure))
+{
+    struct endpoint *c = of(self);
+    if (!ptr || !c->st->null) {
+        PyErr_SetString(PyExc_AttributeError, "_ptr: cannot be deleted, nor set before use_core()");
+        return -1;
+    }
+    if (core_of(c->st, ptr, &c->core) < 0)
+        return -1;
+    Py_XSETREF(c->ptr, Py_NewRef(ptr));
+    return 0;
+}
+
+static PyGetSetDef fields[] = {
+    {"_ptr", get_ptr, put_ptr, "The loop, as the core wants it; ffi.NULL: it has let go.", NULL},
+    {0},
+};
+
+#define PLACE(name) offsetof(struct endpoint, name)
+#define COMMON                                                                                     \
+    {"_id", T_ULONGLONG, PLACE(id), 0, "Its number in the core."},                                 \
+        {"_gate", T_INT, PLACE(gate), 0, "Why messages are not delivered now: bits of inbox.py."}, \
+        {"_context", T_OBJECT, PLACE(context), 0, "In which its callbacks run."},                  \
+        {"_call", T_OBJECT, PLACE(call), 0, "What gets a message: _call(_target, message)."},      \
+        {"_target", T_OBJECT, PLACE(target), 0, "See _call."},                                     \
+        {0}
+
+static PyMemberDef connection_members[] = {
+    {"state", T_OBJECT, PLACE(first), 0, "Whatever the handler wants to keep."},
+    COMMON,
+};
+
+static PyMemberDef transport_members[] = {
+    {"_write_id", T_ULONGLONG, PLACE(write_id), 0, "As _id, or no conn's: not to be written to."},
+    COMMON,
+};
+
+/* ---- memory ---- */
+
+static PyObject *endpoint_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
+                              PyObject *Py_UNUSED(kwargs))
+{
+    struct state *st = state_find(type);
+    PyObject *self = st ? type->tp_alloc(type, 0) : NULL;
+    if (self)
+        of(self)->st = st;
+    return self;
+}
+
+static int endpoint_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    struct endpoint *c = of(self);
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(c->first);
+    Py_VISIT(c->ptr);
+    Py_VISIT(c->context);
+    Py_VISIT(c->call);
+    Py_VISIT(c->target);
+    return 0;
+}
+
+static int endpoint_clear(PyObject *self)
+{
+    struct endpoint *c = of(self);
+    c->core = NULL;
+    Py_CLEAR(c->first);
+    Py_CLEAR(c->ptr);
+    Py_CLEAR(c->context);
+    Py_CLEAR(c->call);
+    Py_CLEAR(c->target);
+    return 0;
+}
+
+static void endpoint_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    endpoint_clear(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* ---- the types ---- */
+
+static PyMethodDef connection_methods[] = {
+    {"send", connection_send, METH_O,
+     PyDoc_STR("send($self, message, /)\n--\n\n"
+               "Queue one message, framed; it leaves with the loop's next turn.")},
+    {"write", connection_write, METH_O,
+     PyDoc_STR("write($self, data, /)\n--\n\nQueue bytes as they are, without framing.")},
+    {0},
+};
+
+static PyMethodDef transport_methods[] = {
+    {"write", transport_write, METH_O,
+     PyDoc_STR("write($self, data, /)\n--\n\n"
+               "Queue bytes as they are now; they leave with the loop's next turn.")},
+    {0},
+};
+
+#define MEMORY                               \
+    {Py_tp_new, endpoint_new},               \
+        {Py_tp_getset, fields},              \
+        {Py_tp_traverse, endpoint_traverse}, \
+        {Py_tp_clear, endpoint_clear},       \
+        {Py_tp_dealloc, endpoint_dealloc},   \
+        {0}
+
+static PyType_Slot connection_slots[] = {
+    {Py_tp_doc, "What is hot in a pyloop.Connection."},
+    {Py_tp_methods, connection_methods},
+    {Py_tp_members, connection_members},
+    MEMORY,
+};
+
+static PyType_Slot transport_slots[] = {
+    {Py_tp_doc, "What is hot in a transport."},
+    {Py_tp_methods, transport_methods},
+    {Py_tp_members, transport_members},
+    MEMORY,
+};
+
+static PyTypeObject *make(PyObject *module, const char *name, PyType_Slot *slots, PyObject *base)
+{
+    PyType_Spec spec = {
+        .name = name,
+        .basicsize = sizeof(struct endpoint),
+        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
+        .slots = slots,
+    };
+    PyObject *type = PyType_FromModuleAndSpec(module, &spec, base);
+    if (type && PyModule_AddType(module, (PyTypeObject *)type) < 0)
+        Py_CLEAR(type);
+    return (PyTypeObject *)type;
+}
+
+/* asyncio.Transport, if its only field is the one that struct endpoint begins with. */
+static PyObject *find_transport(void)
+{
+    PyObject *asyncio = PyImport_ImportModule("asyncio.transports");
+    PyObject *type = asyncio ? PyObject_GetAttrString(asyncio, "Transport") : NULL;
+    Py_XDECREF(asyncio);
+    if (type && ((PyTypeObject *)type)->tp_basicsize != offsetof(struct endpoint, st)) {
+        PyErr_SetString(PyExc_ImportError, "asyncio.Transport has other fields than one");
+        Py_CLEAR(type);
+    }
+    return type;
+}
+
+int endpoint_setup(PyObject *module, struct state *st)
+{
+    PyObject *transport = find_transport();
+    if (!transport)
+        return -1;
+    st->ConnectionBase = make(module, "pyloop._fastpath.ConnectionBase", connection_slots, NULL);
+    st->TransportBase = make(module, "pyloop._fastpath.TransportBase", transport_slots, transport);
+    Py_DECREF(transport);
+    return st->ConnectionBase && st->TransportBase ? 0 : -1;
+}

@@ -1,0 +1,183 @@
+/* fastpath.h -- what the files of pyloop._fastpath share: the module's state and the objects' layouts.
+ *
+ * CPython only, and optional: each object here is the twin of a Python class in pyloop/, which serves without it and
+ * is called for whatever is rare (debug mode, hooks, errors). All state is the module's or the loop's. Whatever
+ * touches a loop holds the GIL, except the one call of the core that waits. */
+#ifndef PYLOOP_FASTPATH_H
+#define PYLOOP_FASTPATH_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdbool.h>
+
+#include "pyloop.h"
+#include "pyloop_api.h"
+
+/* The Python functions that serve when the C ones do not: Running's, by the names that they have there. */
+enum twin {
+    TWIN_CALL_SOON,
+    TWIN_CALL_SOON_THREADSAFE,
+    TWIN_CALL_LATER,
+    TWIN_CALL_AT,
+    TWIN_RUN_ONCE,
+    TWIN_REPORT_FAILED, /* (handle, exc) */
+    TWIN_COUNT
+};
+
+/* Where asyncio.Handle keeps what, in bytes from the object's start. */
+struct handle_places {
+    Py_ssize_t context, loop, callback, args, cancelled, repr, traceback;
+};
+
+#define FREE_HANDLES 256
+
+/* Objects of one type that wait to be used again. */
+struct free_list {
+    PyObject *items[FREE_HANDLES];
+    int count;
+};
+
+struct state {
+    const struct pl_api *api;
+    PyTypeObject *Ready, *Handle, *TimerHandle, *Turn, *Walk, *ConnectionBase, *TransportBase;
+    struct handle_places handle;  /* in asyncio.Handle */
+    Py_ssize_t timer_base;        /* where struct timer_part begins in a TimerHandle */
+    PyObject *twins[TWIN_COUNT];  /* NULL before use_running */
+    PyObject *deliver, *call_it;  /* pyloop's functions, which the walk knows; NULL before use_core */
+    PyObject *null, *address_of;  /* ffi.NULL, and what tells the address of a loop; likewise */
+    PyObject *loop_seen;          /* the loop that address_of was asked last, and what it said */
+    struct pl_loop *core_seen;
+    PyObject *empty_tuple;
+    PyObject *s_context, *s_run, *s_time, *s_core, *s_fail, *s_gated, *s_message_received, *s_sent,
+        *s_send_other, *s_written, *s_write_other;
+    struct free_list handles, timers;
+};
+
+#define FAST(function) ((PyCFunction)(void (*)(void))(function)) /* METH_FASTCALL in a PyMethodDef */
+
+extern struct PyModuleDef fastpath_module;
+
+static inline struct state *state_of(PyTypeObject *type) /* one of the module's own types, no subclass */
+{
+    return PyType_GetModuleState(type);
+}
+
+/* The same for any type that inherits from one; slower. */
+struct state *state_find(PyTypeObject *type);
+
+int ready_setup(PyObject *module, struct state *st); /* 0 or -1 */
+int handle_setup(PyObject *module, struct state *st);
+int turn_setup(PyObject *module, struct state *st);
+int walk_setup(PyObject *module, struct state *st);
+int endpoint_setup(PyObject *module, struct state *st);
+
+PyObject *exception_take(void); /* the current one, normalized, with its traceback; no longer set */
+
+/* ---- the ready queue ---- */
+
+struct ready {
+    PyObject head;
+    PyObject **items; /* a ring of cap, a power of 2; NULL: nothing was ever appended */
+    Py_ssize_t cap, head, count;
+};
+
+int ready_push(struct ready *r, PyObject *handle); /* takes a reference. 0 or -1 with MemoryError */
+PyObject *ready_pop(struct ready *r);              /* gives one; r is not empty */
+
+/* ---- handles ---- */
+
+struct timer_part {
+    double when;
+    uint64_t order; /* of equal times the lower is first */
+    char scheduled; /* is it in the loop's heap? */
+};
+
+static inline PyObject **handle_field(PyObject *handle, Py_ssize_t place)
+{
+    return (PyObject **)((char *)handle + place);
+}
+
+static inline struct timer_part *timer_part(const struct state *st, PyObject *timer)
+{
+    return (struct timer_part *)((char *)timer + st->timer_base);
+}
+
+/* A new Handle or TimerHandle of `loop`. Borrows all; context NULL or None: a copy of the current one. */
+PyObject *handle_new(struct state *st, PyTypeObject *type, PyObject *loop, PyObject *callback,
+                     PyObject *const *args, Py_ssize_t count, PyObject *context);
+
+/* Call it in its context, unless it was cancelled. 0; -1: SystemExit, KeyboardInterrupt, or what the exception
+ * handler raised. What the callback raised otherwise was reported. */
+int handle_run(struct state *st, PyObject *handle);
+
+/* Was it cancelled? Of any class. -1 on failure. */
+int handle_is_cancelled(const struct state *st, PyObject *handle);
+
+/* ---- the heap of timers: a list, the earliest first ---- */
+
+int timers_push(const struct state *st, PyObject *list, PyObject *timer); /* 0 or -1 */
+PyObject *timers_pop(const struct state *st, PyObject *list);             /* NULL on failure; list is not empty */
+int timers_order(const struct state *st, PyObject *list);                 /* make it a heap: 0 or -1 */
+
+int timer_when(const struct state *st, PyObject *timer, double *when); /* 0 or -1, as all that follow */
+int timer_set_scheduled(const struct state *st, PyObject *timer, bool scheduled);
+PyObject *timer_before(PyObject *self, PyObject *other); /* TimerHandle.__lt__ */
+
+/* ---- connections and transports ---- */
+
+/* Both have the same fields in the same places: what stands first is Connection.state in the one, and
+ * asyncio.BaseTransport's only slot in the other, whose layout it continues. */
+struct endpoint {
+    PyObject head;
+    PyObject *first;
+    struct state *st;
+    struct pl_loop *core; /* NULL when it is lost, or not yet there */
+    PyObject *ptr;        /* the same as Python hands it to the core: a cdata */
+    uint64_t id, write_id;
+    int gate;             /* why messages are not delivered now: pyloop/inbox.py */
+    PyObject *context, *call, *target; /* call(target, message) in context */
+};
+
+/* The loop that a cdata points to, in *core; NULL for ffi.NULL. 0 or -1. */
+int core_of(struct state *st, PyObject *ptr, struct pl_loop **core);
+
+/* ---- the walk over a batch ---- */
+
+struct walk {
+    PyObject head;
+    struct state *st;
+    struct pl_event *events;
+    uint32_t count, next; /* of events; the one that the walk is at stands before next */
+    char unfinished;
+    unsigned long long taken;
+    struct endpoint **table; /* by slot: NULL or a reference */
+    uint32_t table_cap;
+    PyObject *others; /* a list: what to call for a kind with (slot, start, end) */
+};
+
+void walk_begin(struct walk *w, uint32_t count);
+int walk_on(struct walk *w); /* to the batch's end: 0, or -1 */
+
+/* ---- the loop ---- */
+
+struct turn {
+    PyObject head;
+    struct state *st;
+    struct pl_loop *core; /* NULL: none, or closed */
+    PyObject *ready, *scheduled, *walk, *slow_hook;
+    Py_ssize_t cancelled; /* timers in the heap that were */
+    uint64_t order;
+    unsigned int ran;
+    Py_ssize_t left;   /* callbacks of this run */
+    PyObject *current; /* the handle that runs; borrowed from who runs it */
+    char debug, closed, stopping, waiting;
+};
+
+PyObject *turn_call_soon(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names);
+PyObject *turn_call_soon_threadsafe(PyObject *self, PyObject *const *args, Py_ssize_t count,
+                                    PyObject *names);
+PyObject *turn_call_later(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names);
+PyObject *turn_call_at(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names);
+PyObject *turn_run_once(PyObject *self, PyObject *nothing);
+
+#endif

@@ -1,0 +1,183 @@
+/* module.c -- pyloop._fastpath: its state, and how it finds the core and the Python twins.
+ *
+ *     connect(address)     once, before anything else is made: the core's table of functions (pyloop_api.h)
+ *     use_running(...)     the Python functions that serve when the C ones do not
+ *     use_core(...)        ffi.NULL, and what tells a loop's address
+ *     use_calls(...)       pyloop's functions that the walk knows by sight, and does itself
+ *
+ * Multi-phase initialisation (PEP 489) and heap types: each interpreter has its own state. It has been tried in one
+ * interpreter at a time with the GIL, and says so. */
+#include "fastpath.h"
+
+static const struct {
+    const char *text;
+    size_t place;
+} names[] = {
+    {"context", offsetof(struct state, s_context)},
+    {"_run", offsetof(struct state, s_run)},
+    {"time", offsetof(struct state, s_time)},
+    {"_core", offsetof(struct state, s_core)},
+    {"_fail", offsetof(struct state, s_fail)},
+    {"_gated", offsetof(struct state, s_gated)},
+    {"message_received", offsetof(struct state, s_message_received)},
+    {"_sent", offsetof(struct state, s_sent)},
+    {"_send_other", offsetof(struct state, s_send_other)},
+    {"_written", offsetof(struct state, s_written)},
+    {"_write_other", offsetof(struct state, s_write_other)},
+};
+
+static struct state *module_state(PyObject *module) { return PyModule_GetState(module); }
+
+static PyObject *connect(PyObject *module, PyObject *address)
+{
+    unsigned long long number = PyLong_AsUnsignedLongLong(address);
+    if (PyErr_Occurred())
+        return NULL;
+    const struct pl_api *api = (const struct pl_api *)(uintptr_t)number;
+    if (!api || api->version != PL_API_VERSION || api->size != sizeof *api ||
+        api->event != sizeof(struct pl_event)) {
+        PyErr_Format(PyExc_ImportError,
+                     "pyloop._fastpath was built for version %d of the core's table, and the core "
+                     "has %u: build both again",
+                     PL_API_VERSION, api ? api->version : 0);
+        return NULL;
+    }
+    module_state(module)->api = api;
+    Py_RETURN_NONE;
+}
+
+static PyObject *use_running(PyObject *module, PyObject *args)
+{
+    struct state *st = module_state(module);
+    PyObject *given[TWIN_COUNT];
+    if (!PyArg_ParseTuple(args, "OOOOOO:use_running", &given[TWIN_CALL_SOON],
+                          &given[TWIN_CALL_SOON_THREADSAFE], &given[TWIN_CALL_LATER],
+                          &given[TWIN_CALL_AT], &given[TWIN_RUN_ONCE], &given[TWIN_REPORT_FAILED]))
+        return NULL;
+    for (int i = 0; i < TWIN_COUNT; i++)
+        Py_XSETREF(st->twins[i], Py_NewRef(given[i]));
+    Py_RETURN_NONE;
+}
+
+static PyObject *use_core(PyObject *module, PyObject *args)
+{
+    struct state *st = module_state(module);
+    PyObject *null, *address_of;
+    if (!PyArg_ParseTuple(args, "OO:use_core", &null, &address_of))
+        return NULL;
+    Py_XSETREF(st->null, Py_NewRef(null));
+    Py_XSETREF(st->address_of, Py_NewRef(address_of));
+    Py_RETURN_NONE;
+}
+
+static PyObject *use_calls(PyObject *module, PyObject *args)
+{
+    struct state *st = module_state(module);
+    PyObject *deliver, *call_it;
+    if (!PyArg_ParseTuple(args, "OO:use_calls", &deliver, &call_it))
+        return NULL;
+    Py_XSETREF(st->deliver, Py_NewRef(deliver));
+    Py_XSETREF(st->call_it, Py_NewRef(call_it));
+    Py_RETURN_NONE;
+}
+
+static int fastpath_exec(PyObject *module)
+{
+    struct state *st = module_state(module);
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++) {
+        PyObject **place = (PyObject **)((char *)st + names[i].place);
+        if (!(*place = PyUnicode_InternFromString(names[i].text)))
+            return -1;
+    }
+    if (!(st->empty_tuple = PyTuple_New(0)))
+        return -1;
+    if (ready_setup(module, st) < 0 || handle_setup(module, st) < 0 || walk_setup(module, st) < 0)
+        return -1;
+    return turn_setup(module, st) < 0 ? -1 : endpoint_setup(module, st);
+}
+
+static int fastpath_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    struct state *st = module_state(module);
+    Py_VISIT(st->Ready);
+    Py_VISIT(st->Handle);
+    Py_VISIT(st->TimerHandle);
+    Py_VISIT(st->Turn);
+    Py_VISIT(st->Walk);
+    Py_VISIT(st->ConnectionBase);
+    Py_VISIT(st->TransportBase);
+    Py_VISIT(st->null);
+    Py_VISIT(st->address_of);
+    Py_VISIT(st->deliver);
+    Py_VISIT(st->call_it);
+    Py_VISIT(st->loop_seen);
+    for (int i = 0; i < TWIN_COUNT; i++)
+        Py_VISIT(st->twins[i]);
+    return 0;
+}
+
+static void free_all(struct free_list *list)
+{
+    while (list->count)
+        PyObject_GC_Del(list->items[--list->count]);
+}
+
+static int fastpath_clear(PyObject *module)
+{
+    struct state *st = module_state(module);
+    free_all(&st->handles);
+    free_all(&st->timers);
+    Py_CLEAR(st->Ready);
+    Py_CLEAR(st->Handle);
+    Py_CLEAR(st->TimerHandle);
+    Py_CLEAR(st->Turn);
+    Py_CLEAR(st->Walk);
+    Py_CLEAR(st->ConnectionBase);
+    Py_CLEAR(st->TransportBase);
+    Py_CLEAR(st->null);
+    Py_CLEAR(st->address_of);
+    Py_CLEAR(st->deliver);
+    Py_CLEAR(st->call_it);
+    Py_CLEAR(st->loop_seen);
+    for (int i = 0; i < TWIN_COUNT; i++)
+        Py_CLEAR(st->twins[i]);
+    Py_CLEAR(st->empty_tuple);
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++)
+        Py_CLEAR(*(PyObject **)((char *)st + names[i].place));
+    return 0;
+}
+
+static void fastpath_free(void *module) { fastpath_clear(module); }
+
+static PyMethodDef functions[] = {
+    {"connect", connect, METH_O, "Take the address of the core's table. Raises ImportError."},
+    {"use_core", use_core, METH_VARARGS, "Take ffi.NULL, and what tells the address of a loop."},
+    {"use_calls", use_calls, METH_VARARGS, "Take deliver and call_it, which the walk does itself."},
+    {"use_running", use_running, METH_VARARGS, "Take the Python twins of a loop's methods."},
+    {0},
+};
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, fastpath_exec},
+#ifdef Py_mod_multiple_interpreters
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+#ifdef Py_mod_gil
+    {Py_mod_gil, Py_MOD_GIL_USED},
+#endif
+    {0},
+};
+
+struct PyModuleDef fastpath_module = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "pyloop._fastpath",
+    .m_doc = "C-API twins of pyloop's hottest objects, for CPython.",
+    .m_size = sizeof(struct state),
+    .m_methods = functions,
+    .m_slots = slots,
+    .m_traverse = fastpath_traverse,
+    .m_clear = fastpath_clear,
+    .m_free = fastpath_free,
+};
+
+PyMODINIT_FUNC PyInit__fastpath(void) { return PyModuleDef_Init(&fastpath_module); }

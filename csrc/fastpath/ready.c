@@ -1,0 +1,184 @@
+/* ready.c -- Ready, the queue of handles that are to run: a ring that only grows.
+ *
+ *     items [ . . h h h h . . )       head: the first        head + count: behind the last
+ *
+ * What asyncio and other programs do to a loop's `_ready`, a deque, is here under the same names. */
+#include "fastpath.h"
+
+#define CAP_MIN 64
+
+static inline Py_ssize_t place(const struct ready *r, Py_ssize_t index)
+{
+    return (r->head + index) & (r->cap - 1);
+}
+
+static int grow(struct ready *r)
+{
+    Py_ssize_t cap = r->cap ? r->cap * 2 : CAP_MIN;
+    PyObject **items = PyMem_New(PyObject *, (size_t)cap);
+    if (!items) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < r->count; i++)
+        items[i] = r->items[place(r, i)];
+    PyMem_Free(r->items);
+    r->items = items;
+    r->cap = cap;
+    r->head = 0;
+    return 0;
+}
+
+int ready_push(struct ready *r, PyObject *handle)
+{
+    if (r->count == r->cap && grow(r) < 0)
+        return -1;
+    r->items[place(r, r->count++)] = Py_NewRef(handle);
+    return 0;
+}
+
+PyObject *ready_pop(struct ready *r)
+{
+    PyObject *handle = r->items[r->head];
+    r->head = (r->head + 1) & (r->cap - 1);
+    r->count--;
+    return handle;
+}
+
+/* ---- as a deque ---- */
+
+static PyObject *ready_append(PyObject *self, PyObject *handle)
+{
+    if (ready_push((struct ready *)self, handle) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *ready_appendleft(PyObject *self, PyObject *handle)
+{
+    struct ready *r = (struct ready *)self;
+    if (r->count == r->cap && grow(r) < 0)
+        return NULL;
+    r->head = (r->head - 1) & (r->cap - 1);
+    r->items[r->head] = Py_NewRef(handle);
+    r->count++;
+    Py_RETURN_NONE;
+}
+
+static PyObject *refuse_empty(void)
+{
+    PyErr_SetString(PyExc_IndexError, "pop from an empty queue of callbacks");
+    return NULL;
+}
+
+static PyObject *ready_popleft(PyObject *self, PyObject *Py_UNUSED(nothing))
+{
+    struct ready *r = (struct ready *)self;
+    return r->count ? ready_pop(r) : refuse_empty();
+}
+
+static PyObject *ready_popright(PyObject *self, PyObject *Py_UNUSED(nothing))
+{
+    struct ready *r = (struct ready *)self;
+    return r->count ? r->items[place(r, --r->count)] : refuse_empty();
+}
+
+static int ready_clear_items(PyObject *self)
+{
+    struct ready *r = (struct ready *)self;
+    while (r->count) /* one by one: what is let go may append */
+        Py_DECREF(ready_pop(r));
+    return 0;
+}
+
+static PyObject *ready_clear(PyObject *self, PyObject *Py_UNUSED(nothing))
+{
+    ready_clear_items(self);
+    Py_RETURN_NONE;
+}
+
+static PyObject *ready_extend(PyObject *self, PyObject *handles)
+{
+    PyObject *all = PySequence_List(handles); /* it may be this queue */
+    if (!all)
+        return NULL;
+    int rc = 0;
+    for (Py_ssize_t i = 0; rc == 0 && i < PyList_GET_SIZE(all); i++)
+        rc = ready_push((struct ready *)self, PyList_GET_ITEM(all, i));
+    Py_DECREF(all);
+    return rc < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static Py_ssize_t ready_length(PyObject *self) { return ((struct ready *)self)->count; }
+
+static PyObject *ready_item(PyObject *self, Py_ssize_t index)
+{
+    struct ready *r = (struct ready *)self;
+    if (index >= 0 && index < r->count)
+        return Py_NewRef(r->items[place(r, index)]);
+    PyErr_SetString(PyExc_IndexError, "queue of callbacks: index out of range");
+    return NULL;
+}
+
+static PyObject *ready_repr(PyObject *self)
+{
+    PyObject *all = PySequence_List(self);
+    PyObject *text = all ? PyUnicode_FromFormat("Ready(%R)", all) : NULL;
+    Py_XDECREF(all);
+    return text;
+}
+
+static int ready_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    struct ready *r = (struct ready *)self;
+    Py_VISIT(Py_TYPE(self));
+    for (Py_ssize_t i = 0; i < r->count; i++)
+        Py_VISIT(r->items[place(r, i)]);
+    return 0;
+}
+
+static void ready_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    ready_clear_items(self);
+    PyMem_Free(((struct ready *)self)->items);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef methods[] = {
+    {"append", ready_append, METH_O, "Add a handle at the end."},
+    {"appendleft", ready_appendleft, METH_O, "Add a handle at the front."},
+    {"popleft", ready_popleft, METH_NOARGS, "Take the first handle. Raises IndexError."},
+    {"pop", ready_popright, METH_NOARGS, "Take the last handle. Raises IndexError."},
+    {"clear", ready_clear, METH_NOARGS, "Let all handles go."},
+    {"extend", ready_extend, METH_O, "Add several handles at the end."},
+    {0},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, "The handles that a loop is to run, first in, first out."},
+    {Py_tp_methods, methods},
+    {Py_tp_repr, ready_repr},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_traverse, ready_traverse},
+    {Py_tp_clear, ready_clear_items},
+    {Py_tp_dealloc, ready_dealloc},
+    {Py_sq_length, ready_length},
+    {Py_sq_item, ready_item},
+    {0},
+};
+
+static PyType_Spec spec = {
+    .name = "pyloop._fastpath.Ready",
+    .basicsize = sizeof(struct ready),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = slots,
+};
+
+int ready_setup(PyObject *module, struct state *st)
+{
+    st->Ready = (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, NULL);
+    return st->Ready ? PyModule_AddType(module, st->Ready) : -1;
+}

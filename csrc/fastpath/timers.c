@@ -1,0 +1,163 @@
+/* timers.c -- the heap of timers: a Python list, which others may read, as asyncio's `_scheduled`.
+ *
+ * Ours are compared by their numbers. asyncio's, and those of debug mode, may be among them: a comparison then runs
+ * Python code, which may do anything to the list, so its length is looked at again. */
+#include "fastpath.h"
+
+static bool is_ours(const struct state *st, PyObject *timer)
+{
+    return Py_IS_TYPE(timer, st->TimerHandle);
+}
+
+static bool ours_before(const struct state *st, PyObject *a, PyObject *b)
+{
+    const struct timer_part *x = timer_part(st, a), *y = timer_part(st, b);
+    return x->when < y->when || (x->when == y->when && x->order < y->order);
+}
+
+/* Is a before b? -1 on failure, also when the list of `count` has changed. */
+static int is_before(const struct state *st, PyObject *list, Py_ssize_t count, PyObject *a,
+                     PyObject *b)
+{
+    if (is_ours(st, a) && is_ours(st, b))
+        return ours_before(st, a, b);
+    Py_INCREF(a);
+    Py_INCREF(b);
+    int before = PyObject_RichCompareBool(a, b, Py_LT);
+    Py_DECREF(a);
+    Py_DECREF(b);
+    if (before >= 0 && PyList_GET_SIZE(list) != count) {
+        PyErr_SetString(PyExc_RuntimeError, "the loop's timers changed while two were compared");
+        return -1;
+    }
+    return before;
+}
+
+static void swap(PyObject *list, Py_ssize_t i, Py_ssize_t k)
+{
+    PyObject *item = PyList_GET_ITEM(list, i);
+    PyList_SET_ITEM(list, i, PyList_GET_ITEM(list, k));
+    PyList_SET_ITEM(list, k, item);
+}
+
+static int sift_up(const struct state *st, PyObject *list, Py_ssize_t at)
+{
+    Py_ssize_t count = PyList_GET_SIZE(list);
+    while (at > 0) {
+        Py_ssize_t parent = (at - 1) / 2;
+        int before = is_before(st, list, count, PyList_GET_ITEM(list, at),
+                               PyList_GET_ITEM(list, parent));
+        if (before <= 0)
+            return before;
+        swap(list, at, parent);
+        at = parent;
+    }
+    return 0;
+}
+
+static int sift_down(const struct state *st, PyObject *list, Py_ssize_t at)
+{
+    Py_ssize_t count = PyList_GET_SIZE(list);
+    for (;;) {
+        Py_ssize_t child = 2 * at + 1;
+        if (child >= count)
+            return 0;
+        if (child + 1 < count) {
+            int before = is_before(st, list, count, PyList_GET_ITEM(list, child + 1),
+                                   PyList_GET_ITEM(list, child));
+            if (before < 0)
+                return -1;
+            child += before;
+        }
+        int before = is_before(st, list, count, PyList_GET_ITEM(list, child),
+                               PyList_GET_ITEM(list, at));
+        if (before <= 0)
+            return before;
+        swap(list, at, child);
+        at = child;
+    }
+}
+
+int timers_push(const struct state *st, PyObject *list, PyObject *timer)
+{
+    if (PyList_Append(list, timer) < 0)
+        return -1;
+    return sift_up(st, list, PyList_GET_SIZE(list) - 1);
+}
+
+PyObject *timers_pop(const struct state *st, PyObject *list)
+{
+    Py_ssize_t last = PyList_GET_SIZE(list) - 1;
+    swap(list, 0, last);
+    PyObject *first = Py_NewRef(PyList_GET_ITEM(list, last));
+    if (PyList_SetSlice(list, last, last + 1, NULL) < 0 || sift_down(st, list, 0) < 0)
+        Py_CLEAR(first);
+    return first;
+}
+
+int timers_order(const struct state *st, PyObject *list)
+{
+    for (Py_ssize_t at = PyList_GET_SIZE(list) / 2 - 1; at >= 0; at--)
+        if (sift_down(st, list, at) < 0)
+            return -1;
+    return 0;
+}
+
+/* ---- one timer, of whatever class ---- */
+
+static int truth_of(PyObject *object, const char *name)
+{
+    PyObject *value = PyObject_GetAttrString(object, name);
+    int truth = value ? PyObject_IsTrue(value) : -1;
+    Py_XDECREF(value);
+    return truth;
+}
+
+int handle_is_cancelled(const struct state *st, PyObject *handle)
+{
+    if (is_ours(st, handle) || Py_IS_TYPE(handle, st->Handle))
+        return *handle_field(handle, st->handle.cancelled) == Py_True;
+    return truth_of(handle, "_cancelled");
+}
+
+int timer_when(const struct state *st, PyObject *timer, double *when)
+{
+    if (is_ours(st, timer)) {
+        *when = timer_part(st, timer)->when;
+        return 0;
+    }
+    PyObject *value = PyObject_GetAttrString(timer, "_when");
+    *when = value ? PyFloat_AsDouble(value) : -1;
+    Py_XDECREF(value);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+int timer_set_scheduled(const struct state *st, PyObject *timer, bool scheduled)
+{
+    if (!is_ours(st, timer))
+        return PyObject_SetAttrString(timer, "_scheduled", scheduled ? Py_True : Py_False);
+    timer_part(st, timer)->scheduled = scheduled;
+    return 0;
+}
+
+/* TimerHandle.__lt__(other), for one that is not ours: by _when, then by _order, which asyncio's have not. */
+PyObject *timer_before(PyObject *self, PyObject *other)
+{
+    struct state *st = state_of(Py_TYPE(self));
+    double when;
+    if (is_ours(st, other))
+        return PyBool_FromLong(ours_before(st, self, other));
+    if (timer_when(st, other, &when) < 0)
+        return NULL;
+    const struct timer_part *ours = timer_part(st, self);
+    if (ours->when != when)
+        return PyBool_FromLong(ours->when < when);
+    PyObject *order = PyObject_GetAttrString(other, "_order");
+    if (!order) {
+        PyErr_Clear();
+        Py_RETURN_FALSE;
+    }
+    unsigned long long theirs = PyLong_AsUnsignedLongLong(order);
+    Py_DECREF(order);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(ours->order < theirs);
+}

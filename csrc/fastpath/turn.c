@@ -1,0 +1,319 @@
+/* turn.c -- Turn, the base of pyloop.Loop that schedules callbacks and turns: the twin of pyloop/running.py.
+ *
+ *     call_soon -> ready <- call_soon_threadsafe        call_later, call_at -> scheduled
+ *     run_once: tick (without the GIL) -> ready -> walk -> due timers -> ready
+ *
+ * Debug mode, a hook for slow callbacks, and a closed loop are Running's: its methods serve there, on the same
+ * queue and heap. The GIL guards both: no Python code runs between a look at them and what follows from it, so
+ * call_soon_threadsafe needs no inbox of its own, and no wake is lost. */
+#include "fastpath.h"
+
+#include <math.h>
+
+#define LONGEST_WAIT_NS ((int64_t)1 << 62)
+#define CANCELLED_MIN 50 /* cancelled timers that may stay, however few others there are */
+
+static inline struct ready *ready_of(const struct turn *t) { return (struct ready *)t->ready; }
+static inline struct walk *walk_of(const struct turn *t) { return (struct walk *)t->walk; }
+
+/* ---- scheduling ---- */
+
+/* What Running does with the same arguments. */
+static PyObject *call_twin(struct turn *t, enum twin twin, PyObject *const *args, Py_ssize_t count,
+                           PyObject *names)
+{
+    Py_ssize_t all = count + (names ? PyTuple_GET_SIZE(names) : 0);
+    PyObject **with_self = PyMem_New(PyObject *, (size_t)all + 1);
+    if (!with_self)
+        return PyErr_NoMemory();
+    with_self[0] = (PyObject *)t;
+    for (Py_ssize_t i = 0; i < all; i++)
+        with_self[i + 1] = args[i];
+    PyObject *got = PyObject_Vectorcall(t->st->twins[twin], with_self, (size_t)count + 1, names);
+    PyMem_Free(with_self);
+    return got;
+}
+
+/* Is it for Running? Also if there is a keyword other than one `context`, or not enough arguments: it complains. */
+static bool is_rare(const struct turn *t, Py_ssize_t count, Py_ssize_t least, PyObject *names)
+{
+    if (t->debug || t->closed || !t->ready || count < least)
+        return true;
+    if (!names)
+        return false;
+    PyObject *name = PyTuple_GET_SIZE(names) == 1 ? PyTuple_GET_ITEM(names, 0) : NULL;
+    return name != t->st->s_context; /* names in code are interned */
+}
+
+static PyObject *schedule_soon(struct turn *t, PyObject *const *args, Py_ssize_t count,
+                               PyObject *names)
+{
+    PyObject *handle = handle_new(t->st, t->st->Handle, (PyObject *)t, args[0], args + 1,
+                                  count - 1, names ? args[count] : NULL);
+    if (handle && ready_push(ready_of(t), handle) < 0)
+        Py_CLEAR(handle);
+    return handle;
+}
+
+PyObject *turn_call_soon(PyObject *self, PyObject *const *args, Py_ssize_t count,
+                         PyObject *names)
+{
+    struct turn *t = (struct turn *)self;
+    if (is_rare(t, count, 1, names))
+        return call_twin(t, TWIN_CALL_SOON, args, count, names);
+    return schedule_soon(t, args, count, names);
+}
+
+PyObject *turn_call_soon_threadsafe(PyObject *self, PyObject *const *args, Py_ssize_t count,
+                                    PyObject *names)
+{
+    struct turn *t = (struct turn *)self;
+    if (is_rare(t, count, 1, names))
+        return call_twin(t, TWIN_CALL_SOON_THREADSAFE, args, count, names);
+    PyObject *handle = schedule_soon(t, args, count, names);
+    if (handle && t->waiting && t->core)
+        t->st->api->loop_wake(t->core);
+    return handle;
+}
+
+/* Let go of cancelled timers, if they are more than the others. Not where they are cancelled: that may be in a
+ * finalizer, in the middle of a push. */
+static int drop_cancelled(struct turn *t)
+{
+    if (t->cancelled <= CANCELLED_MIN || t->cancelled * 2 <= PyList_GET_SIZE(t->scheduled))
+        return 0;
+    PyObject *kept = PyList_New(0);
+    if (!kept)
+        return -1;
+    t->cancelled = 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(t->scheduled); i++) {
+        PyObject *timer = PyList_GET_ITEM(t->scheduled, i);
+        int cancelled = handle_is_cancelled(t->st, timer);
+        if (cancelled < 0 || (cancelled && timer_set_scheduled(t->st, timer, false) < 0) ||
+            (!cancelled && PyList_Append(kept, timer) < 0)) {
+            Py_DECREF(kept);
+            return -1;
+        }
+    }
+    PyObject *all = PyList_GetSlice(t->scheduled, 0, PyList_GET_SIZE(t->scheduled));
+    int rc = all ? PyList_SetSlice(t->scheduled, 0, PyList_GET_SIZE(t->scheduled), kept) : -1;
+    Py_DECREF(kept);
+    Py_XDECREF(all); /* only now: a finalizer may schedule */
+    return rc < 0 ? -1 : timers_order(t->st, t->scheduled);
+}
+
+static PyObject *schedule_at(struct turn *t, double when, PyObject *const *args, Py_ssize_t count,
+                             PyObject *names)
+{
+    struct state *st = t->st;
+    if (drop_cancelled(t) < 0)
+        return NULL;
+    PyObject *timer = handle_new(st, st->TimerHandle, (PyObject *)t, args[1], args + 2, count - 2,
+                                 names ? args[count] : NULL);
+    if (!timer)
+        return NULL;
+    *timer_part(st, timer) = (struct timer_part){when, t->order++, true};
+    if (timers_push(st, t->scheduled, timer) < 0)
+        Py_CLEAR(timer);
+    return timer;
+}
+
+static int time_now(struct turn *t, double *now)
+{
+    /* Not clock_gettime: a loop may have a time of its own, in tests. */
+    PyObject *time = PyObject_CallMethodNoArgs((PyObject *)t, t->st->s_time);
+    *now = time ? PyFloat_AsDouble(time) : -1;
+    Py_XDECREF(time);
+    return *now == -1 && PyErr_Occurred() ? -1 : 0;
+}
+
+/* Read seconds out of a float or int; false: Running complains about it, or knows better. */
+static bool read_seconds(PyObject *number, double *seconds)
+{
+    if (PyFloat_CheckExact(number))
+        *seconds = PyFloat_AS_DOUBLE(number);
+    else if (PyLong_CheckExact(number))
+        *seconds = PyLong_AsDouble(number);
+    else
+        return false;
+    if (*seconds == -1 && PyErr_Occurred())
+        PyErr_Clear();
+    else if (!isnan(*seconds))
+        return true;
+    return false;
+}
+
+PyObject *turn_call_later(PyObject *self, PyObject *const *args, Py_ssize_t count,
+                          PyObject *names)
+{
+    struct turn *t = (struct turn *)self;
+    double delay, now;
+    if (is_rare(t, count, 2, names) || !read_seconds(args[0], &delay))
+        return call_twin(t, TWIN_CALL_LATER, args, count, names);
+    if (time_now(t, &now) < 0)
+        return NULL;
+    return schedule_at(t, now + delay, args, count, names);
+}
+
+PyObject *turn_call_at(PyObject *self, PyObject *const *args, Py_ssize_t count,
+                       PyObject *names)
+{
+    struct turn *t = (struct turn *)self;
+    double when;
+    if (is_rare(t, count, 2, names) || !read_seconds(args[0], &when))
+        return call_twin(t, TWIN_CALL_AT, args, count, names);
+    return schedule_at(t, when, args, count, names);
+}
+
+/* ---- the turn ---- */
+
+/* Take off cancelled timers that are first. 1: there is one that was not; 0: none is left; -1. */
+static int skip_cancelled(struct turn *t)
+{
+    while (PyList_GET_SIZE(t->scheduled)) {
+        int cancelled = handle_is_cancelled(t->st, PyList_GET_ITEM(t->scheduled, 0));
+        if (cancelled <= 0)
+            return cancelled < 0 ? -1 : 1;
+        PyObject *timer = timers_pop(t->st, t->scheduled);
+        if (!timer)
+            return -1;
+        t->cancelled--;
+        int rc = timer_set_scheduled(t->st, timer, false);
+        Py_DECREF(timer);
+        if (rc < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int64_t wait_ns(double seconds)
+{
+    if (seconds <= 0)
+        return 0;
+    double ns = ceil(seconds * 1e9);
+    return ns >= (double)LONGEST_WAIT_NS ? LONGEST_WAIT_NS : (int64_t)ns;
+}
+
+/* For how long the core may wait: *ns, -1 without end. 0 or -1. */
+static int time_left(struct turn *t, int64_t *ns)
+{
+    *ns = 0;
+    if (ready_of(t)->count || t->stopping)
+        return 0;
+    double when, now;
+    int timers = skip_cancelled(t);
+    if (timers < 0)
+        return -1;
+    *ns = -1;
+    if (timers) {
+        if (timer_when(t->st, PyList_GET_ITEM(t->scheduled, 0), &when) < 0 || time_now(t, &now) < 0)
+            return -1;
+        *ns = wait_ns(when - now);
+    }
+    if (ready_of(t)->count) /* that code may have scheduled something */
+        *ns = 0;
+    return 0;
+}
+
+/* What the core's number stands for: Python raises it. */
+static int raise_code(struct turn *t, int code)
+{
+    PyObject *core = PyObject_GetAttr((PyObject *)t, t->st->s_core);
+    PyObject *got = core ? PyObject_CallMethod(core, "check", "i", code) : NULL;
+    Py_XDECREF(core);
+    Py_XDECREF(got);
+    if (!PyErr_Occurred())
+        PyErr_Format(PyExc_RuntimeError, "the core returned %d", code);
+    return -1;
+}
+
+static int tick(struct turn *t)
+{
+    int64_t timeout_ns;
+    if (time_left(t, &timeout_ns) < 0)
+        return -1;
+    if (!t->core) {
+        PyErr_SetString(PyExc_RuntimeError, "Event loop is closed");
+        return -1;
+    }
+    const struct pl_api *api = t->st->api;
+    int count;
+    t->waiting = timeout_ns != 0; /* from here on who adds a handle wakes: the GIL is still held */
+    Py_BEGIN_ALLOW_THREADS
+        count = api->loop_turn(t->core, timeout_ns, t->ran);
+    Py_END_ALLOW_THREADS
+        t->waiting = 0;
+    if (count < 0)
+        return raise_code(t, count);
+    t->ran = 0;
+    if (count)
+        walk_begin(walk_of(t), (uint32_t)count);
+    return PyErr_CheckSignals(); /* should a handler raise, the next turn walks the batch */
+}
+
+/* Run those that are there now: what they add comes after another look at the fds. */
+static int run_ready(struct turn *t)
+{
+    struct ready *ready = ready_of(t);
+    t->left = ready->count;
+    t->ran += (unsigned int)t->left;
+    while (t->left > 0 && ready->count) {
+        t->left--;
+        PyObject *handle = ready_pop(ready);
+        t->current = handle;
+        int rc = handle_run(t->st, handle);
+        t->current = NULL;
+        Py_DECREF(handle);
+        if (rc < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int take_due(struct turn *t)
+{
+    double now, when;
+    if (drop_cancelled(t) < 0 || time_now(t, &now) < 0)
+        return -1;
+    while (PyList_GET_SIZE(t->scheduled)) {
+        if (timer_when(t->st, PyList_GET_ITEM(t->scheduled, 0), &when) < 0)
+            return -1;
+        if (when > now)
+            return 0;
+        PyObject *timer = timers_pop(t->st, t->scheduled);
+        if (!timer)
+            return -1;
+        int cancelled = handle_is_cancelled(t->st, timer), rc = cancelled < 0 ? -1 : 0;
+        if (rc == 0)
+            rc = timer_set_scheduled(t->st, timer, false);
+        if (cancelled > 0)
+            t->cancelled--;
+        else if (rc == 0)
+            rc = ready_push(ready_of(t), timer);
+        Py_DECREF(timer);
+        if (rc < 0)
+            return -1;
+    }
+    return 0;
+}
+
+PyObject *turn_run_once(PyObject *self, PyObject *Py_UNUSED(nothing))
+{
+    struct turn *t = (struct turn *)self;
+    bool watched = t->debug || (t->slow_hook && t->slow_hook != Py_None);
+    if (watched || !t->walk || !t->ready)
+        return call_twin(t, TWIN_RUN_ONCE, NULL, 0, NULL);
+    struct walk *w = walk_of(t);
+    if (!w->unfinished && tick(t) < 0)
+        return NULL;
+    if (w->unfinished) {
+        /* Programs for asyncio rely on it: what was scheduled first runs first. */
+        if (ready_of(t)->count && run_ready(t) < 0)
+            return NULL;
+        if (walk_on(w) < 0)
+            return NULL;
+    }
+    if (PyList_GET_SIZE(t->scheduled) && take_due(t) < 0)
+        return NULL;
+    return run_ready(t) < 0 ? NULL : Py_NewRef(Py_None);
+}

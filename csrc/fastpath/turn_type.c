@@ -1,0 +1,181 @@
+/* turn_type.c -- the type of Turn: its attributes, which Python code of ours and of asyncio's sets, and its memory. */
+#include "fastpath.h"
+
+#include <stddef.h>
+#include <structmember.h>
+
+static PyObject *turn_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
+                          PyObject *Py_UNUSED(kwargs))
+{
+    struct state *st = state_find(type);
+    struct turn *t = st ? (struct turn *)type->tp_alloc(type, 0) : NULL;
+    if (t)
+        t->st = st;
+    return (PyObject *)t;
+}
+
+/* Have a core, and the walk over its batches. ffi.NULL: no longer. */
+static PyObject *turn_use_core(PyObject *self, PyObject *args)
+{
+    struct turn *t = (struct turn *)self;
+    PyObject *ptr, *walk;
+    if (!PyArg_ParseTuple(args, "OO!:_use_core", &ptr, t->st->Walk, &walk) ||
+        core_of(t->st, ptr, &t->core) < 0)
+        return NULL;
+    Py_XSETREF(t->walk, Py_NewRef(walk));
+    if (!t->ready && !(t->ready = PyObject_CallNoArgs((PyObject *)t->st->Ready)))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* ---- attributes ---- */
+
+static PyObject *get_ready(PyObject *self, void *Py_UNUSED(closure))
+{
+    PyObject *ready = ((struct turn *)self)->ready;
+    return Py_NewRef(ready ? ready : Py_None);
+}
+
+/* asyncio's __init__ sets a deque: the queue takes over what is in it. */
+static int put_ready(PyObject *self, PyObject *handles, void *Py_UNUSED(closure))
+{
+    struct turn *t = (struct turn *)self;
+    PyObject *ready = PyObject_CallNoArgs((PyObject *)t->st->Ready);
+    PyObject *got = ready && handles ? PyObject_CallMethod(ready, "extend", "O", handles) : NULL;
+    if (!got) {
+        Py_XDECREF(ready);
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_AttributeError, "_ready cannot be deleted");
+        return -1;
+    }
+    Py_DECREF(got);
+    Py_XSETREF(t->ready, ready);
+    return 0;
+}
+
+static PyObject *get_scheduled(PyObject *self, void *Py_UNUSED(closure))
+{
+    PyObject *scheduled = ((struct turn *)self)->scheduled;
+    return Py_NewRef(scheduled ? scheduled : Py_None);
+}
+
+static int put_scheduled(PyObject *self, PyObject *timers, void *Py_UNUSED(closure))
+{
+    if (!timers || !PyList_CheckExact(timers)) {
+        PyErr_Format(PyExc_TypeError, "_scheduled: expected a list, got %R",
+                     timers ? timers : Py_None);
+        return -1;
+    }
+    Py_XSETREF(((struct turn *)self)->scheduled, Py_NewRef(timers));
+    return 0;
+}
+
+static PyObject *get_current(PyObject *self, void *Py_UNUSED(closure))
+{
+    PyObject *current = ((struct turn *)self)->current;
+    return Py_NewRef(current ? current : Py_None);
+}
+
+/* A flag, at the offset that closure is. */
+static PyObject *get_flag(PyObject *self, void *closure)
+{
+    return PyBool_FromLong(*((char *)self + (uintptr_t)closure));
+}
+
+static int put_flag(PyObject *self, PyObject *value, void *closure)
+{
+    int truth = value ? PyObject_IsTrue(value) : 0;
+    if (truth >= 0)
+        *((char *)self + (uintptr_t)closure) = (char)truth;
+    return truth < 0 ? -1 : 0;
+}
+
+#define FLAG(name, doc) {"_" #name, get_flag, put_flag, doc, (void *)offsetof(struct turn, name)}
+
+static PyGetSetDef fields[] = {
+    {"_ready", get_ready, put_ready, "The handles that are to run, a queue.", NULL},
+    {"_scheduled", get_scheduled, put_scheduled, "The timers, a heap.", NULL},
+    {"_handle_now", get_current, NULL, "The handle that runs, or None.", NULL},
+    FLAG(debug, "Is it in debug mode?"),
+    FLAG(closed, "Is it closed?"),
+    FLAG(stopping, "Will it stop after this turn?"),
+    FLAG(waiting, "May its thread be waiting, or about to? Who adds a handle then must wake it."),
+    {0},
+};
+
+static PyMemberDef members[] = {
+    {"_timer_cancelled_count", T_PYSSIZET, offsetof(struct turn, cancelled), 0,
+     "Timers in the heap that were cancelled."},
+    {"_ran", T_UINT, offsetof(struct turn, ran), 0, "Callbacks that the core has not counted yet."},
+    {"_calls_left", T_PYSSIZET, offsetof(struct turn, left), READONLY,
+     "How many callbacks of this run are still to be run."},
+    {"_slow_hook", T_OBJECT, offsetof(struct turn, slow_hook), 0, "See slow_callback_hook."},
+    {0},
+};
+
+/* ---- memory ---- */
+
+static int turn_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    struct turn *t = (struct turn *)self;
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(t->ready);
+    Py_VISIT(t->scheduled);
+    Py_VISIT(t->walk);
+    Py_VISIT(t->slow_hook);
+    return 0;
+}
+
+static int turn_clear(PyObject *self)
+{
+    struct turn *t = (struct turn *)self;
+    Py_CLEAR(t->ready);
+    Py_CLEAR(t->scheduled);
+    Py_CLEAR(t->walk);
+    Py_CLEAR(t->slow_hook);
+    return 0;
+}
+
+static void turn_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    turn_clear(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef methods[] = {
+    {"call_soon", FAST(turn_call_soon), METH_FASTCALL | METH_KEYWORDS, NULL},
+    {"call_soon_threadsafe", FAST(turn_call_soon_threadsafe), METH_FASTCALL | METH_KEYWORDS, NULL},
+    {"call_later", FAST(turn_call_later), METH_FASTCALL | METH_KEYWORDS, NULL},
+    {"call_at", FAST(turn_call_at), METH_FASTCALL | METH_KEYWORDS, NULL},
+    {"_run_once", turn_run_once, METH_NOARGS, NULL},
+    {"_use_core", turn_use_core, METH_VARARGS, NULL},
+    {0},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, "Schedules callbacks, and turns: see pyloop/running.py."},
+    {Py_tp_new, turn_new},
+    {Py_tp_methods, methods},
+    {Py_tp_getset, fields},
+    {Py_tp_members, members},
+    {Py_tp_traverse, turn_traverse},
+    {Py_tp_clear, turn_clear},
+    {Py_tp_dealloc, turn_dealloc},
+    {0},
+};
+
+static PyType_Spec spec = {
+    .name = "pyloop._fastpath.Turn",
+    .basicsize = sizeof(struct turn),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
+    .slots = slots,
+};
+
+int turn_setup(PyObject *module, struct state *st)
+{
+    st->Turn = (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, NULL);
+    return st->Turn ? PyModule_AddType(module, st->Turn) : -1;
+}

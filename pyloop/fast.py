@@ -1,0 +1,43 @@
+"""The door to the fast path: C-API twins of the hottest objects, on CPython.
+
+`fastpath` is the module pyloop._fastpath, or None: not built, not CPython, or switched off by
+PYLOOP_FASTPATH=0. Then the Python classes beside which each of its types stands serve alone.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from pyloop.core import address_of, ffi, lib
+
+__all__ = ["fastpath", "why_not"]
+
+fastpath: Any = None
+why_not: str | None = None
+"""Why there is no fast path, for people."""
+
+
+def _load() -> Any:
+    from pyloop import _fastpath  # type: ignore[attr-defined]
+
+    _fastpath.connect(address_of(lib.pl_api()))
+    return _fastpath
+
+
+_wanted = os.environ.get("PYLOOP_FASTPATH", "")
+if _wanted not in ("", "0", "1"):
+    raise ImportError(
+        f"PYLOOP_FASTPATH={_wanted!r}: expected 0 (do without), 1 (insist) or nothing"
+    )
+if _wanted == "0":
+    why_not = "PYLOOP_FASTPATH=0"
+else:
+    try:
+        fastpath = _load()
+    except ImportError as exc:
+        if _wanted:
+            raise
+        why_not = str(exc)
+if fastpath is not None:
+    fastpath.use_core(ffi.NULL, address_of)
