@@ -8,7 +8,8 @@ from glob import glob
 
 from setuptools import Extension, setup
 
-# The fast path is CPython's, and optional: where it cannot be built, the Python twins serve.
+# The fast path is CPython's, and optional: where it cannot be built, the Python twins serve,
+# unless PYLOOP_FASTPATH=1 insists.
 FASTPATH = Extension(
     "pyloop._fastpath",
     sorted(glob("csrc/fastpath/*.c")),
@@ -19,7 +20,7 @@ FASTPATH = Extension(
         *os.environ.get("PYLOOP_CFLAGS", "").split(),
     ],
     extra_link_args=os.environ.get("PYLOOP_LDFLAGS", "").split(),
-    optional=True,
+    optional=os.environ.get("PYLOOP_FASTPATH") != "1",
 )
 
 setup(

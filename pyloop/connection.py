@@ -29,14 +29,7 @@ class Connection(ConnectionBase):
     Belongs to the loop's thread; from another, use loop.call_soon_threadsafe.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_closed",
-        "_exc",
-        "_owner",
-        "_peer",
-        "_writable",
-    )
+    __slots__ = ("__weakref__", "_writable")
 
     def __init__(self, ptr: Any, ident: int, owner: Owner, peer: Any) -> None:
         self._ptr = ptr
@@ -47,9 +40,9 @@ class Connection(ConnectionBase):
         self._context = owner.context.copy()  # in which all its callbacks run
         self._call = ignore
         self._target = None
-        self._exc: BaseException | None = None
+        self._exc = None
         self._writable: asyncio.Event | None = None  # there while output is over high water
-        self._closed: asyncio.Event | None = None  # there while somebody waits for the end
+        self._closed = None  # there while somebody waits for the end
         self.state = None
 
     # ---- what it is ----

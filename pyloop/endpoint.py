@@ -8,12 +8,12 @@ csrc/fastpath/endpoint.c has their twins.
 
 from __future__ import annotations
 
-import asyncio
 from contextvars import Context
 from typing import Any
 
 from pyloop.core import ffi, lib
 from pyloop.fast import fastpath
+from pyloop.seams import FlowControlMixin
 
 __all__ = ["ConnectionBase", "TransportBase"]
 
@@ -23,7 +23,10 @@ _send, _write = lib.pl_conn_send, lib.pl_conn_write
 class ConnectionBase:
     """A conn of the core to which messages are sent."""
 
-    __slots__ = ("_call", "_context", "_gate", "_id", "_ptr", "_target", "state")
+    __slots__ = (
+        *("_call", "_context", "_gate", "_id", "_ptr", "_target"),
+        *("_closed", "_exc", "_owner", "_peer", "state"),
+    )
 
     _call: Any
     _context: Context
@@ -31,6 +34,10 @@ class ConnectionBase:
     _id: int
     _ptr: Any
     _target: Any
+    _closed: Any
+    _exc: BaseException | None
+    _owner: Any
+    _peer: Any
     state: Any
 
     def send(self, message: Any) -> None:
@@ -70,7 +77,7 @@ class ConnectionBase:
         raise NotImplementedError
 
 
-class TransportBase(asyncio.Transport):
+class TransportBase(FlowControlMixin):
     """A conn of the core to which bytes are written."""
 
     __slots__ = ("_call", "_context", "_gate", "_id", "_ptr", "_target", "_write_id")

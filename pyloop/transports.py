@@ -24,11 +24,7 @@ from pyloop.fast import fastpath
 from pyloop.groups import MARKS
 from pyloop.inbox import CLOSED, PAUSED
 from pyloop.protocol import deliver, ignore
-from pyloop.seams import (
-    LOG_THRESHOLD_FOR_CONNLOST_WRITES,
-    FlowControlMixin,
-    feed_buffered,
-)
+from pyloop.seams import LOG_THRESHOLD_FOR_CONNLOST_WRITES, feed_buffered
 
 __all__ = ["LOST", "NOBODY", "CoreTransport"]
 
@@ -59,20 +55,12 @@ class CoreTransport(TransportBase):
         "__weakref__",
         "_exc",
         "_file",
-        "_high_water",
-        "_loop",
         "_lost_writes",
-        "_low_water",
         "_protocol",
-        "_protocol_paused",
     )
 
     _flags = 0
     """enum pl_flag of its conns, beside PL_BORROWED."""
-
-    get_write_buffer_limits = FlowControlMixin.get_write_buffer_limits
-    _maybe_pause_protocol = FlowControlMixin._maybe_pause_protocol  # type: ignore[attr-defined]
-    _set_write_buffer_limits = FlowControlMixin._set_write_buffer_limits  # type: ignore[attr-defined]
 
     def __init__(
         self,
@@ -245,7 +233,7 @@ class CoreTransport(TransportBase):
     def _written(self, code: int, data: Any) -> None:
         """Act on what the core said to a write that was not simply queued."""
         if code == 1:
-            self._maybe_pause_protocol()
+            self._maybe_pause_protocol()  # type: ignore[attr-defined]
         elif code not in (-errno.ESTALE, -errno.EPIPE):
             raise failure(code, self._ptr)
         elif self._write_id == NOBODY and not self._gate & CLOSED:
@@ -272,9 +260,9 @@ class CoreTransport(TransportBase):
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Set the marks, in bytes, at which the protocol is paused and resumed."""
         self._check(lib.pl_conn_queued(self._ptr, self._id))
-        self._set_write_buffer_limits(high=high, low=low)
+        self._set_write_buffer_limits(high=high, low=low)  # type: ignore[attr-defined]
         if self._set_marks(self._high_water, self._low_water) == 1:
-            self._maybe_pause_protocol()
+            self._maybe_pause_protocol()  # type: ignore[attr-defined]
 
     def _set_marks(self, high: int, low: int) -> int:
         if self._ptr == ffi.NULL:

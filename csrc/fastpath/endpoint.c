@@ -124,7 +124,11 @@ static PyGetSetDef fields[] = {
         {0}
 
 static PyMemberDef connection_members[] = {
-    {"state", T_OBJECT, PLACE(first), 0, "Whatever the handler wants to keep."},
+    {"state", T_OBJECT, PLACE(first[0]), 0, "Whatever the handler wants to keep."},
+    {"_closed", T_OBJECT, PLACE(first[1]), 0, "Set at the end; None while nobody waits for it."},
+    {"_exc", T_OBJECT, PLACE(first[2]), 0, "Why it was lost, or None."},
+    {"_owner", T_OBJECT, PLACE(first[3]), 0, "See protocol.Owner."},
+    {"_peer", T_OBJECT, PLACE(first[4]), 0, "The peer's address, decoded or not."},
     COMMON,
 };
 
@@ -149,7 +153,8 @@ static int endpoint_traverse(PyObject *self, visitproc visit, void *arg)
 {
     struct endpoint *c = of(self);
     Py_VISIT(Py_TYPE(self));
-    Py_VISIT(c->first);
+    for (int i = 0; i < ENDPOINT_FIRST; i++)
+        Py_VISIT(c->first[i]);
     Py_VISIT(c->ptr);
     Py_VISIT(c->context);
     Py_VISIT(c->call);
@@ -161,7 +166,8 @@ static int endpoint_clear(PyObject *self)
 {
     struct endpoint *c = of(self);
     c->core = NULL;
-    Py_CLEAR(c->first);
+    for (int i = 0; i < ENDPOINT_FIRST; i++)
+        Py_CLEAR(c->first[i]);
     Py_CLEAR(c->ptr);
     Py_CLEAR(c->context);
     Py_CLEAR(c->call);
@@ -232,14 +238,14 @@ static PyTypeObject *make(PyObject *module, const char *name, PyType_Slot *slots
     return (PyTypeObject *)type;
 }
 
-/* asyncio.Transport, if its only field is the one that struct endpoint begins with. */
+/* asyncio's transports with flow control, if they have as many fields as struct endpoint leaves room for. */
 static PyObject *find_transport(void)
 {
     PyObject *asyncio = PyImport_ImportModule("asyncio.transports");
-    PyObject *type = asyncio ? PyObject_GetAttrString(asyncio, "Transport") : NULL;
+    PyObject *type = asyncio ? PyObject_GetAttrString(asyncio, "_FlowControlMixin") : NULL;
     Py_XDECREF(asyncio);
     if (type && ((PyTypeObject *)type)->tp_basicsize != offsetof(struct endpoint, st)) {
-        PyErr_SetString(PyExc_ImportError, "asyncio.Transport has other fields than one");
+        PyErr_SetString(PyExc_ImportError, "asyncio's _FlowControlMixin has not five fields");
         Py_CLEAR(type);
     }
     return type;

@@ -78,7 +78,7 @@ PyObject *exception_take(void); /* the current one, normalized, with its traceba
 struct ready {
     PyObject head;
     PyObject **items; /* a ring of cap, a power of 2; NULL: nothing was ever appended */
-    Py_ssize_t cap, head, count;
+    Py_ssize_t cap, first, count;
 };
 
 int ready_push(struct ready *r, PyObject *handle); /* takes a reference. 0 or -1 with MemoryError */
@@ -125,11 +125,13 @@ PyObject *timer_before(PyObject *self, PyObject *other); /* TimerHandle.__lt__ *
 
 /* ---- connections and transports ---- */
 
-/* Both have the same fields in the same places: what stands first is Connection.state in the one, and
- * asyncio.BaseTransport's only slot in the other, whose layout it continues. */
+/* Both have the same fields in the same places. What stands first are five of Connection's in the one, and in the
+ * other the slots of asyncio's _FlowControlMixin, whose layout it continues. */
+#define ENDPOINT_FIRST 5
+
 struct endpoint {
     PyObject head;
-    PyObject *first;
+    PyObject *first[ENDPOINT_FIRST];
     struct state *st;
     struct pl_loop *core; /* NULL when it is lost, or not yet there */
     PyObject *ptr;        /* the same as Python hands it to the core: a cdata */

@@ -1,6 +1,6 @@
 /* ready.c -- Ready, the queue of handles that are to run: a ring that only grows.
  *
- *     items [ . . h h h h . . )       head: the first        head + count: behind the last
+ *     items [ . . h h h h . . )       first                  first + count: behind the last
  *
  * What asyncio and other programs do to a loop's `_ready`, a deque, is here under the same names. */
 #include "fastpath.h"
@@ -9,7 +9,7 @@
 
 static inline Py_ssize_t place(const struct ready *r, Py_ssize_t index)
 {
-    return (r->head + index) & (r->cap - 1);
+    return (r->first + index) & (r->cap - 1);
 }
 
 static int grow(struct ready *r)
@@ -25,7 +25,7 @@ static int grow(struct ready *r)
     PyMem_Free(r->items);
     r->items = items;
     r->cap = cap;
-    r->head = 0;
+    r->first = 0;
     return 0;
 }
 
@@ -39,8 +39,8 @@ int ready_push(struct ready *r, PyObject *handle)
 
 PyObject *ready_pop(struct ready *r)
 {
-    PyObject *handle = r->items[r->head];
-    r->head = (r->head + 1) & (r->cap - 1);
+    PyObject *handle = r->items[r->first];
+    r->first = (r->first + 1) & (r->cap - 1);
     r->count--;
     return handle;
 }
@@ -59,8 +59,8 @@ static PyObject *ready_appendleft(PyObject *self, PyObject *handle)
     struct ready *r = (struct ready *)self;
     if (r->count == r->cap && grow(r) < 0)
         return NULL;
-    r->head = (r->head - 1) & (r->cap - 1);
-    r->items[r->head] = Py_NewRef(handle);
+    r->first = (r->first - 1) & (r->cap - 1);
+    r->items[r->first] = Py_NewRef(handle);
     r->count++;
     Py_RETURN_NONE;
 }
