@@ -216,8 +216,12 @@ class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, Turn, Runni
                 previous = self._own_wakeup_fd()
             if self._block_watch is not None:
                 self._block_watch.start()
+            # Unless somebody has another idea of a turn.
+            turn = getattr(Turn, "_run_once", None)
+            self._many = type(self)._run_once is turn and "_run_once" not in vars(self)
             super().run_forever()
         finally:
+            self._many = False
             if self._block_watch is not None:
                 self._block_watch.stop()
             if self._core.ptr != ffi.NULL:  # else a forked child has closed it

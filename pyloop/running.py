@@ -57,6 +57,8 @@ class Running(Monitored):
     """Its length is how many callbacks of this run are still to be run."""
     _calls_left = 0
     """The same, of the fast path's own runs."""
+    _many = False
+    """May the fast path's next `_run_once` turn until the loop stops?"""
     _handle_now: Any = None
     """What the fast path runs at the moment."""
 

@@ -173,6 +173,8 @@ struct turn {
     Py_ssize_t left;   /* callbacks of this run */
     PyObject *current; /* the handle that runs; borrowed from who runs it */
     char debug, closed, stopping, waiting;
+    char many;         /* the next _run_once is run_forever's: turn until stopping */
+    int64_t looked_at; /* by coarse_now, when the core was called last */
 };
 
 PyObject *turn_call_soon(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names);

@@ -9,6 +9,7 @@
 #include "fastpath.h"
 
 #include <math.h>
+#include <time.h>
 
 #define LONGEST_WAIT_NS ((int64_t)1 << 62)
 #define CANCELLED_MIN 50 /* cancelled timers that may stay, however few others there are */
@@ -227,6 +228,25 @@ static int raise_code(struct turn *t, int code)
     return -1;
 }
 
+/* A clock that costs a few nanoseconds and moves every few milliseconds; 0: there is none. */
+static int64_t coarse_now(void)
+{
+#ifdef CLOCK_MONOTONIC_COARSE
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+#else
+    return 0;
+#endif
+}
+
+/* May the system call be left out? While nothing is watched and callbacks are ready it could only tell of a signal:
+ * once in a few milliseconds is enough. Who wakes need not: the queue is looked at. */
+static bool may_skip(const struct turn *t, int64_t now)
+{
+    return now && now == t->looked_at && !t->stopping && t->st->api->loop_is_quiet(t->core);
+}
+
 static int tick(struct turn *t)
 {
     int64_t timeout_ns;
@@ -236,6 +256,10 @@ static int tick(struct turn *t)
         PyErr_SetString(PyExc_RuntimeError, "Event loop is closed");
         return -1;
     }
+    int64_t coarse = timeout_ns ? 0 : coarse_now();
+    if (may_skip(t, coarse))
+        return PyErr_CheckSignals();
+    t->looked_at = coarse;
     const struct pl_api *api = t->st->api;
     int count;
     t->waiting = timeout_ns != 0; /* from here on who adds a handle wakes: the GIL is still held */
@@ -297,23 +321,42 @@ static int take_due(struct turn *t)
     return 0;
 }
 
-PyObject *turn_run_once(PyObject *self, PyObject *Py_UNUSED(nothing))
+static int turn_once(struct turn *t)
 {
-    struct turn *t = (struct turn *)self;
-    bool watched = t->debug || (t->slow_hook && t->slow_hook != Py_None);
-    if (watched || !t->walk || !t->ready)
-        return call_twin(t, TWIN_RUN_ONCE, NULL, 0, NULL);
     struct walk *w = walk_of(t);
     if (!w->unfinished && tick(t) < 0)
-        return NULL;
+        return -1;
     if (w->unfinished) {
         /* Programs for asyncio rely on it: what was scheduled first runs first. */
         if (ready_of(t)->count && run_ready(t) < 0)
-            return NULL;
+            return -1;
         if (walk_on(w) < 0)
-            return NULL;
+            return -1;
     }
     if (PyList_GET_SIZE(t->scheduled) && take_due(t) < 0)
-        return NULL;
-    return run_ready(t) < 0 ? NULL : Py_NewRef(Py_None);
+        return -1;
+    return run_ready(t);
+}
+
+static bool is_watched(const struct turn *t)
+{
+    return t->debug || (t->slow_hook && t->slow_hook != Py_None);
+}
+
+PyObject *turn_run_once(PyObject *self, PyObject *Py_UNUSED(nothing))
+{
+    struct turn *t = (struct turn *)self;
+    bool many = t->many;
+    t->many = 0; /* a callback that turns the loop itself wants one turn */
+    if (is_watched(t) || !t->walk || !t->ready) {
+        PyObject *got = call_twin(t, TWIN_RUN_ONCE, NULL, 0, NULL);
+        t->many = many;
+        return got;
+    }
+    do {
+        if (turn_once(t) < 0)
+            return NULL;
+    } while (many && !t->stopping && !is_watched(t));
+    t->many = many;
+    Py_RETURN_NONE;
 }

@@ -99,6 +99,7 @@ static PyGetSetDef fields[] = {
     FLAG(debug, "Is it in debug mode?"),
     FLAG(closed, "Is it closed?"),
     FLAG(stopping, "Will it stop after this turn?"),
+    FLAG(many, "May _run_once turn until the loop stops? Set for its next call."),
     FLAG(waiting, "May its thread be waiting, or about to? Who adds a handle then must wake it."),
     {0},
 };
