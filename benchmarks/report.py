@@ -30,6 +30,9 @@ METHOD = {
     "process": "a fresh server process per sample",
     "rss": "Rss of /proc/PID/smaps_rollup with N connections held, less before them, / N; "
     "20 connections came and went first; the kernel's socket memory is not in it",
+    "loops": "rows loop-* and import: what the process itself used (process_time, all threads) / "
+    "operations in the window",
+    "http": "the server's CPU clock before and after wrk / the requests that wrk counted",
     "sizes": "bytes on the wire, terminator or prefix included",
 }
 

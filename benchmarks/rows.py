@@ -1,6 +1,7 @@
 """The rows: what is measured of the native face, and which rows there are.
 
-Those of the asyncio face stand in rows_asyncio.py, what a row is made of in peers.py.
+Those of the asyncio face, of the loop by itself and of HTTP stand in rows_*.py, what a row is made
+of in row.py.
 """
 
 from __future__ import annotations

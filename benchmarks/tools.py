@@ -88,6 +88,7 @@ PROBES = {  # expressions; a package that has none is missing
     "pyloop": "import_module('pyloop._core') and version('pyloop-io')",
     "pyloop.Loop": "import_module('pyloop._core') and version('pyloop-io')",
     "pyloop.model": "signature(import_module('pyloop').Server).parameters['model'].default",
+    "fastpath": "import_module('pyloop._fastpath') and 'built'",
     "uvloop": "import_module('uvloop').__version__",
     "rloop": "import_module('rloop').__version__",
     "aiofastnet": "import_module('aiofastnet').__version__",
