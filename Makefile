@@ -196,7 +196,7 @@ soak: $(VENV)/.test $(VENV)/.built ## the long runs: leaks, fds, memory (SECONDS
 
 bench: $(VENV)/.bench $(VENV)/.built ## the chief benchmark rows that have a target, timers, channels and the bus, in five minutes
 	@status=0; \
-	$(PY) benchmarks/run.py --seconds 0.4 --warmup 0.1 --patience 30 $(ARGS) || status=$$?; \
+	$(PY) benchmarks/run.py --seconds 0.4 --warmup 0.1 --patience 20 $(ARGS) || status=$$?; \
 	$(PY) benchmarks/channels.py --rounds 7 || status=$$?; \
 	$(PY) benchmarks/timers.py || status=$$?; \
 	$(PY) benchmarks/bus.py || status=$$?; exit $$status

@@ -300,12 +300,14 @@ def beside_base(row: Row) -> Row:
 
 
 def lean(row: Row) -> Row:
-    """Return `row` with no peers but those of its targets, and the control."""
+    """Return `row` with the control and the peers of its targets, one of which is the floor."""
     named = {name for target in row.targets for name in (target.peer, target.against)}
     named |= {C_EPOLL_AGAIN.name}
     if FASTEST in named:
         named |= {peer.name for peer in row.peers if not peer.ours}
-    return replace(only(row, named.__contains__), max_rounds=3 if row.rough else row.max_rounds)
+    floor = row.floor if row.floor in named or not row.floor else row.targets[0].against
+    rounds = 3 if row.rough else row.max_rounds
+    return replace(only(row, named.__contains__), floor=floor, max_rounds=rounds)
 
 
 def target_rows() -> list[Row]:

@@ -91,6 +91,8 @@ def test_rows_of_make_bench_have_the_peers_of_their_targets() -> None:
         names = {peer.name for peer in row.peers} | {making.FASTEST}
         assert all({target.peer, target.against or target.peer} <= names for target in row.targets)
     assert [peer.name for peer in chosen["loop-chain"].peers] == LOOPS
+    assert chosen["asyncio-udp-100b"].floor == "asyncio udp"
+    assert chosen["lines-64"].floor == making.FLOOR
     assert [peer.name for peer in chosen["asyncio-writes16"].peers] == [
         "pyloop.Loop writes16",
         "uvloop writes16",
