@@ -55,7 +55,7 @@ def compile_tools() -> None:
         fresh = BUILD / f"{name}.{os.getpid()}"  # others may run the old one, or compile too
         command = [*compiler.split(), *CFLAGS, "-o", str(fresh), *sources, *LIBRARIES.get(name, ())]
         done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
-        if done.returncode and name in OPTIONAL and "openssl/ssl.h" in done.stderr:
+        if done.returncode and name in OPTIONAL and "fatal error: openssl/" in done.stderr:
             target.unlink(missing_ok=True)
             continue
         if done.returncode:

@@ -6,6 +6,7 @@ import html
 import importlib.metadata
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -118,6 +119,12 @@ def run(script: str, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT)
 
 
+def need(tool: str) -> None:
+    if tools.Packages(sys.executable).lacks(tool):
+        assert "PYLOOP_CI" not in os.environ, f"{tool} is missing"
+        pytest.skip(f"needs {tool}: {tools.TOOLS[tool]}")
+
+
 def measured(results: Path, keys: list[str], peers: str) -> list[dict[str, Any]]:
     """Return those rows of a short run, in which every peer was measured."""
     chosen = ("--rows", f"^({'|'.join(keys)})$", "--peers", peers, "--results", str(results))
@@ -159,8 +166,7 @@ def test_every_kind_of_asyncio_server_is_measured(tmp_path: Path, load: Path) ->
 
 def test_servers_are_measured_over_tls(tmp_path: Path, load: Path) -> None:
     tools.compile_tools()
-    if tools.Packages(sys.executable).lacks("load_tls"):
-        pytest.skip("needs OpenSSL's headers (Debian: apt-get install libssl-dev)")
+    need("load_tls")
     found = measured(tmp_path, ["asyncio-tls", "idle-rss-tls"], "^(pyloop|asyncio)")
     assert [len(row["peers"]) for row in found] == [3, 3]
     assert found[0]["targets"][1]["met"] is not None
@@ -244,8 +250,7 @@ def test_text_of_wrk_is_read() -> None:
 
 
 def test_web_server_is_measured_by_wrk(tmp_path: Path, load: Path) -> None:
-    if tools.Packages(sys.executable).lacks("wrk"):
-        pytest.skip("needs wrk (Debian: apt-get install wrk)")
+    need("wrk")
     (row,) = measured(tmp_path, ["http-httptools"], "on pyloop")
     (sample,) = row["peers"][0]["samples"]
     assert sample["messages"] > 0 and 0 < sample["busy"] < 2
