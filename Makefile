@@ -194,10 +194,10 @@ soak: $(VENV)/.test $(VENV)/.built ## the long runs: leaks, fds, memory (SECONDS
 	@status=0; $(MAKE) test-asyncio BACKEND=select ARGS= || status=$$?; \
 	PYLOOP_SOAK_SECONDS=$(SECONDS) $(PY) -m pytest -s -o 'norecursedirs=.*' -o timeout=0 -o faulthandler_timeout=0 tests/soak $(ARGS) || status=$$?; exit $$status
 
-bench: $(VENV)/.bench $(VENV)/.built ## the benchmark rows that have a target, a file, timers, channels and the bus, in some five minutes
+bench: $(VENV)/.bench $(VENV)/.built ## the chief benchmark rows that have a target, timers, channels and the bus, in five minutes
 	@status=0; \
-	$(PY) benchmarks/run.py $(ARGS) || status=$$?; \
-	$(PY) benchmarks/channels.py || status=$$?; \
+	$(PY) benchmarks/run.py --seconds 0.4 --warmup 0.1 --patience 20 $(ARGS) || status=$$?; \
+	$(PY) benchmarks/channels.py --rounds 7 || status=$$?; \
 	$(PY) benchmarks/timers.py || status=$$?; \
 	$(PY) benchmarks/bus.py || status=$$?; exit $$status
 

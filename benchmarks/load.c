@@ -64,8 +64,7 @@ static void count_error(struct load *l, const char *what, int error)
 
 static void drop(struct load *l, struct conn *c)
 {
-    close(c->fd); /* takes it out of the epoll set as well */
-    c->fd = -1;
+    conn_close(c); /* takes it out of the epoll set as well */
     l->flying -= c->flying;
     l->greeting -= !c->greeted;
     l->idle[l->nidle++] = (unsigned)(c - l->conns);
@@ -117,7 +116,8 @@ static void open_one(struct load *l)
     }
     l->nidle--;
     l->greeting++;
-    grant(l, c, 1, now);
+    c->stamps[0] = now;
+    grant(l, c, l->o.silent ? 0 : 1, now);
 }
 
 static void on_echo(struct load *l, struct conn *c, unsigned n)
@@ -147,7 +147,14 @@ static void on_echo(struct load *l, struct conn *c, unsigned n)
 
 static void receive(struct load *l, struct conn *c)
 {
-    ssize_t got = recv(c->fd, l->buffer, BUFFER, 0);
+    ssize_t got = conn_receive(c, l->buffer, BUFFER);
+    if (got == 0 && l->o.silent) {
+        l->progress_ns = now_ns();
+        histogram_add(&l->h, l->progress_ns - c->stamps[0]);
+        l->messages++;
+        on_echo(l, c, 0);
+        return;
+    }
     if (got < 0 || (got == 0 && !l->o.udp)) {
         if (got == 0 || (errno != EAGAIN && errno != EINTR)) {
             fail(l, c, got ? "receive" : "the server closed a connection", got ? errno : 0);
@@ -214,8 +221,8 @@ static void turn(struct load *l, int timeout_ms)
 static int over(struct load *l)
 {
     uint64_t now = now_ns();
-    if (l->flying && now - l->progress_ns > STALL_NS) {
-        count_error(l, "no echo for 30 seconds", 0);
+    if ((l->flying || l->greeting) && now - l->progress_ns > STALL_NS) {
+        count_error(l, "nothing from the server for 30 seconds", 0);
         return 1;
     }
     if (l->o.mode != MODE_LOAD && (double)(now - l->started) > l->o.seconds * 1e9) {
@@ -350,6 +357,9 @@ static int prepare(struct load *l)
                     l->o.children ? ", or /proc does not list its children" : "");
             return -1;
         }
+    }
+    if (l->o.tls && tls_prepare(l->o.tls) < 0) {
+        return -1;
     }
     l->ep = epoll_create1(EPOLL_CLOEXEC);
     l->buffer = malloc(BUFFER);

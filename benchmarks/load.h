@@ -4,6 +4,7 @@
  *   load_args.c options, their bounds, and addresses (loopback only)
  *   load_conn.c one conn: send from the pattern, verify the echo against it
  *   load_udp.c  the same for datagrams, of which some may be lost
+ *   load_tls.c  sends and receives over TLS, where there is OpenSSL
  *   load_cpu.c  CPU clocks: the server's, its children's, the generator's own
  *   load_report.c latencies, and what is printed
  *
@@ -53,7 +54,9 @@ struct options {
     uint64_t messages;        /* window of this many messages instead; 0 = by time */
     uint64_t warmup_messages; /* before such a window */
     uint64_t churn;           /* conns to open, echo over and close */
+    int silent;               /* of churn: end the stream at once, and wait for the server's end */
     int udp;                  /* a message is a datagram */
+    const char *tls;          /* file of the authority that servers have their certificate of */
     int json;
     pid_t pids[MAX_PIDS];     /* servers whose CPU clock is read at both ends of the window */
     int npids;
@@ -84,6 +87,7 @@ struct conn {
     size_t first;      /* of datagrams: the number of the first one */
     unsigned given_up; /* and how many that had no echo have none still */
     uint64_t *stamps;  /* when each message in flight was granted, ns */
+    struct ssl_st *tls; /* or NULL */
 };
 
 /* Log-linear: 64 buckets per power of two, so a percentile is within 1.6 %. */
@@ -172,6 +176,23 @@ int conn_send(struct conn *c, const struct options *o, const struct pattern *p);
  * go to `h` (may be NULL), or -1 when a byte differs or was never sent. */
 int conn_verify(struct conn *c, const struct options *o, const struct pattern *p,
                 const char *data, size_t len, uint64_t now, struct histogram *h);
+
+/* Close it, without a word. */
+void conn_close(struct conn *c);
+
+/* As recv(2) without flags: bytes, 0 at the end of stream, or -1 with errno. */
+ssize_t conn_receive(struct conn *c, void *data, size_t len);
+
+/* Trust the authority in a file. 0, or -1 and a message. */
+int tls_prepare(const char *authority);
+
+/* Shake hands on a socket that blocks. 0 or -errno. */
+int tls_open(struct conn *c);
+void tls_close(struct conn *c);
+
+/* As send(2) and recv(2), with room for 16 KiB; EAGAIN where OpenSSL would wait. */
+ssize_t tls_send(struct conn *c, const void *data, size_t len);
+ssize_t tls_receive(struct conn *c, void *data, size_t len);
 
 /* As conn_send, each message as a datagram. */
 int udp_send(struct conn *c, const struct pattern *p);

@@ -38,6 +38,8 @@ static const char usage[] =
     "  --hold            open, echo once each, print \"ready\", hold until stdin ends or\n"
     "                    SIGTERM; input on stdin asks for one more echo on every one\n"
     "  --churn N         connect, echo one message, close: N times\n"
+    "  --silent          of a churn: no message; end the stream, wait for the server's end\n"
+    "  --tls FILE        speak TLS with servers whose authority is in that file (PEM)\n"
     "  --pid PID         server whose CPU time is read at both ends of the window\n"
     "                    (repeatable)\n"
     "  --children        the CPU time of its children as well, living or reaped\n"
@@ -141,6 +143,12 @@ static void check(struct options *o, const char *host, const int *ports, const c
     if (o->udp && (o->size < NUMBER_BYTES || o->size > MAX_DATAGRAM)) {
         die("--size %zu does not fit a datagram: %d to %d bytes", o->size, NUMBER_BYTES, MAX_DATAGRAM);
     }
+    if (o->silent && (o->mode != MODE_CHURN || o->tls)) {
+        die("--silent goes with --churn, and without --tls");
+    }
+    if (o->tls && (o->udp || o->file)) {
+        die("--tls goes without --udp and --file");
+    }
     if (o->seconds == 0) {
         o->seconds = o->mode == MODE_LOAD && o->messages == 0 ? 1 : 600;
     }
@@ -165,6 +173,8 @@ enum {
     O_GAP,
     O_HOLD,
     O_CHURN,
+    O_SILENT,
+    O_TLS,
     O_PID,
     O_CHILDREN,
     O_FILE,
@@ -189,6 +199,8 @@ static const struct option longs[] = {
     {"gap", 1, 0, O_GAP},
     {"hold", 0, 0, O_HOLD},
     {"churn", 1, 0, O_CHURN},
+    {"silent", 0, 0, O_SILENT},
+    {"tls", 1, 0, O_TLS},
     {"pid", 1, 0, O_PID},
     {"children", 0, 0, O_CHILDREN},
     {"file", 1, 0, O_FILE},
@@ -244,6 +256,8 @@ void options_parse(struct options *o, int argc, char **argv)
         case O_CHILDREN: o->children = 1; break;
         case O_FILE: o->file = optarg; break;
         case O_UDP: o->udp = 1; break;
+        case O_SILENT: o->silent = 1; break;
+        case O_TLS: o->tls = optarg; break;
         default: set_number(o, option, longs[index].name, optarg);
         }
     }

@@ -97,11 +97,26 @@ static void bind_source(int fd, uint64_t serial)
     (void)bind(fd, (struct sockaddr *)&from, sizeof(from)); /* if not, any source will do */
 }
 
+/* Connect a socket that blocks, so that it does not any more. 0 or -errno. */
+static int conn_connect(struct conn *c, const struct options *o, const struct sockaddr_storage *to)
+{
+    struct timeval patience = {.tv_sec = 10};
+    setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+    setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+    if (connect(c->fd, (const struct sockaddr *)to, o->addr_len) < 0) {
+        return errno == EINPROGRESS || errno == EAGAIN ? -ETIMEDOUT : -errno;
+    }
+    int rc = o->tls ? tls_open(c) : 0;
+    if (rc == 0 && o->silent) {
+        rc = shutdown(c->fd, SHUT_WR) < 0 ? -errno : 0;
+    }
+    return rc < 0 || fcntl(c->fd, F_SETFL, O_NONBLOCK) == 0 ? rc : -errno;
+}
+
 int conn_open(struct conn *c, const struct options *o, const struct pattern *p, uint64_t serial,
               int spread)
 {
-    int on = 1, error;
-    struct timeval patience = {.tv_sec = 10};
+    int on = 1, rc;
     uint64_t *stamps = c->stamps;
     const struct sockaddr_storage *to = &o->addrs[serial % (unsigned)o->naddrs];
     *c = (struct conn){.fd = -1, .stamps = stamps};
@@ -117,15 +132,23 @@ int conn_open(struct conn *c, const struct options *o, const struct pattern *p, 
     if (spread && to->ss_family == AF_INET) {
         bind_source(c->fd, serial);
     }
-    setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
-    if (connect(c->fd, (const struct sockaddr *)to, o->addr_len) < 0 ||
-        fcntl(c->fd, F_SETFL, O_NONBLOCK) < 0) {
-        error = errno == EINPROGRESS || errno == EAGAIN ? ETIMEDOUT : errno;
-        close(c->fd);
-        c->fd = -1;
-        return -error;
+    rc = conn_connect(c, o, to);
+    if (rc < 0) {
+        conn_close(c);
     }
-    return 0;
+    return rc;
+}
+
+void conn_close(struct conn *c)
+{
+    tls_close(c);
+    close(c->fd);
+    c->fd = -1;
+}
+
+ssize_t conn_receive(struct conn *c, void *data, size_t len)
+{
+    return c->tls ? tls_receive(c, data, len) : recv(c->fd, data, len, 0);
 }
 
 void conn_grant(struct conn *c, const struct options *o, const struct pattern *p, unsigned n,
@@ -183,7 +206,8 @@ int conn_send(struct conn *c, const struct options *o, const struct pattern *p)
         size_t len = p->modulus + extra - c->out_at;
         len = len < c->to_send ? len : c->to_send;
         len = o->pieces && o->pieces < len ? o->pieces : len;
-        ssize_t sent = send(c->fd, p->bytes + c->out_at, len, MSG_NOSIGNAL);
+        const char *from = p->bytes + c->out_at;
+        ssize_t sent = c->tls ? tls_send(c, from, len) : send(c->fd, from, len, MSG_NOSIGNAL);
         if (sent < 0) {
             return errno == EAGAIN || errno == EINTR ? 0 : -errno;
         }

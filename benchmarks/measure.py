@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Collection
@@ -85,10 +84,10 @@ def start_server(
 ) -> tuple[Child, int]:
     """Start `peer`'s server. The child and its port."""
     packages = packages.of(peer)
-    command = peer.command(packages.python, str(row.load_for(peer).get("framing", "raw")))
+    command = peer.command(packages.python, row.load_for(peer).get("framing"))
     if row.compute_us:
         command += ["--work", str(packages.steps_for(row.compute_us))]
-    child = Child(command, cpus, packages.env)
+    child = Child(command, cpus, packages.env | peer.env)
     try:
         word, port = child.line(START_SECONDS).split()
         if word != "listening":
@@ -103,9 +102,9 @@ def load_command(
     row: Row, peer: Peer, ports: Collection[int], times: dict[str, float]
 ) -> list[str]:
     """The generator's command line for this row and peer; an option that is True has no value."""
-    command = [str(tools.BUILD / "load"), "--json"]
+    command = [str(tools.BUILD / ("load_tls" if row.tls else "load")), "--json"]
     if row.tls:
-        command = [sys.executable, str(tools.HERE / "hold_tls.py"), str(tools.CERTIFICATE)]
+        command += ["--tls", str(tools.CERTIFICATE)]
     for port in ports:
         command += ["--port", str(port)]
     for name, value in {**times, **row.load_for(peer)}.items():
@@ -123,6 +122,8 @@ def cpu_sample(
         for _ in range(peer.copies):
             server, port = start_server(peer, row, packages, theirs)
             servers[port] = stack.enter_context(server)
+        if peer.crowd:
+            stack.enter_context(hold(load_command(row, peer, servers, {}), ours, peer.crowd))
         command = load_command(row, peer, servers, times)
         for server in servers.values():
             command += ["--pid", str(server.process.pid)]
@@ -172,8 +173,6 @@ def rss_sample(
 ) -> dict[str, float]:
     """Measure resident memory per held connection, after a few that came and went."""
     held = row.hold
-    if row.tls:
-        tools.make_certificate(packages)
     server, port = start_server(peer, row, packages, {cpus.server})
     command = load_command(row, peer, [port], {})
     with server:
@@ -186,40 +185,3 @@ def rss_sample(
             time.sleep(SETTLE_SECONDS)
             after = rss_bytes(pid)
     return {"rss_before": before, "rss_after": after, "held": held, "cost": (after - before) / held}
-
-
-class Sampler:
-    """Takes samples, and takes one again when other work on the machine disturbed it.
-
-    The kernel tells how long server and generator were ready to run but waited for
-    their CPU (/proc/PID/schedstat). Above DISTURBED of the window the sample is taken
-    again, twice at most and for `patience` seconds in the whole run; the best is kept.
-    Of processes that wait for one another it tells nothing: then "disturbed" is what
-    others used of the CPUs of server and generator.
-    """
-
-    def __init__(
-        self,
-        packages: tools.Packages,
-        cpus: tools.Cpus,
-        times: dict[str, float],
-        patience: float,
-    ) -> None:
-        self.fixed = (packages, cpus, times)
-        self.patience = patience
-        self.retaken = 0
-
-    def sample(self, row: Row, peer: Peer) -> dict[str, float]:
-        """One sample of `peer` on `row`: a dict whose "cost" is in row.unit."""
-        if row.unit == "B":
-            return rss_sample(row, peer, *self.fixed)
-        best = cpu_sample(row, peer, *self.fixed)
-        for _ in range(2):
-            if best["disturbed"] <= DISTURBED or self.patience <= 0:
-                break
-            start = time.monotonic()
-            again = cpu_sample(row, peer, *self.fixed)
-            self.patience -= time.monotonic() - start
-            self.retaken += 1
-            best = min(best, again, key=lambda s: s["disturbed"])
-        return best

@@ -1,13 +1,12 @@
 """Nanoseconds of single calls, without kernel or peer: `python benchmarks/micro.py`.
 
-The best of several runs is shown: what the call costs when nothing else interferes. Of the core,
-only the contract (csrc/pyloop.h) is used, through cffi, as pyloop/ uses it; of the loop, what
-asyncio's own has as well, which is shown beside it.
+The best of several runs is shown: what the call costs when nothing else interferes. Only the core's
+contract (csrc/pyloop.h) is used, through cffi, as pyloop/ uses it. What the loop's own calls cost
+tells looptime.py.
 """
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import struct
 import sys
@@ -15,7 +14,6 @@ import time
 from collections.abc import Callable
 
 try:
-    import pyloop
     from pyloop.core import check, ffi, lib
 except ImportError as error:
     sys.exit(f"micro: pyloop cannot be imported ({error}): build it, then run with PYTHONPATH=.")
@@ -126,72 +124,7 @@ BENCHES: dict[str, Callable[[Pair], float]] = {
 }
 
 
-# ---- the loop's own calls ----
-
-
-def timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter_ns()
-    call()
-    return (time.perf_counter_ns() - start) / COUNT
-
-
-def nothing() -> None:
-    pass
-
-
-def time_call_soon(loop: asyncio.AbstractEventLoop) -> float:
-    """Schedule COUNT callbacks; the turn that runs them is not timed."""
-    spent = timed(lambda: [loop.call_soon(nothing) for _ in range(COUNT)])
-    time_turn(loop)
-    return spent
-
-
-def time_turn(loop: asyncio.AbstractEventLoop) -> float:
-    """Run what is there, COUNT callbacks, in one turn."""
-    loop.call_soon(loop.stop)
-    return timed(loop.run_forever)
-
-
-def time_callbacks(loop: asyncio.AbstractEventLoop) -> float:
-    for _ in range(COUNT):
-        loop.call_soon(nothing)
-    return time_turn(loop)
-
-
-def time_later(loop: asyncio.AbstractEventLoop) -> float:
-    spent = timed(lambda: [loop.call_later(3600, nothing).cancel() for _ in range(COUNT)])
-    time_turn(loop)
-    return spent
-
-
-def time_sleeps(loop: asyncio.AbstractEventLoop) -> float:
-    async def sleep() -> None:
-        for _ in range(COUNT):
-            await asyncio.sleep(0)
-
-    return timed(lambda: loop.run_until_complete(sleep()))
-
-
-LOOP_BENCHES: dict[str, Callable[[asyncio.AbstractEventLoop], float]] = {
-    "call_soon": time_call_soon,
-    "to run a callback": time_callbacks,
-    "call_later and cancel": time_later,
-    "turn that switches to a task": time_sleeps,
-}
-
-
-def compare_loops() -> None:
-    loops = pyloop.Loop("epoll"), asyncio.SelectorEventLoop()
-    print("loop, beside asyncio's:")
-    for title, bench in LOOP_BENCHES.items():
-        ours, theirs = (min(bench(loop) for _ in range(RUNS)) for loop in loops)
-        print(f"  {ours:8.1f} ns {theirs:8.1f} ns  {title}")
-    for loop in loops:
-        loop.close()
-
-
 def main() -> None:
-    compare_loops()
     for name, backend in (
         ("select", lib.PL_SELECT),
         ("poll", lib.PL_POLL),

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import measure
 import tools
-from row import Row, Target
+from row import FASTEST, Row, Target
 
 RESULTS = tools.HERE / "results"
+UNITS = {"B": "bytes", "ns/operation": "ns CPU/operation", "ms/import": "ms CPU/import"}
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 METHOD = {
@@ -29,6 +30,9 @@ METHOD = {
     "process": "a fresh server process per sample",
     "rss": "Rss of /proc/PID/smaps_rollup with N connections held, less before them, / N; "
     "20 connections came and went first; the kernel's socket memory is not in it",
+    "loops": "rows loop-* and import: what the process itself used (process_time, all threads) / "
+    "operations in the window",
+    "http": "the server's CPU clock before and after wrk / the requests that wrk counted",
     "sizes": "bytes on the wire, terminator or prefix included",
 }
 
@@ -54,10 +58,20 @@ def ratios(ours: dict[int, float], others: dict[int, float]) -> list[float]:
     return [statistics.median(ours.values()) / statistics.median(others.values())]
 
 
+def opponent(name: str, row: Row, samples: dict[str, Samples]) -> str:
+    """Return `name`, or which peer the fastest one is."""
+    if name != FASTEST:
+        return name
+    others = [peer.name for peer in row.peers if not peer.ours and samples.get(peer.name)]
+    medians = {other: statistics.median(_values(samples[other]).values()) for other in others}
+    return min(medians, key=medians.__getitem__, default=name)
+
+
 def summarise(samples: Samples, floor: dict[int, float]) -> dict[str, float]:
     """Reduce one peer's samples (by round) to what the tables show."""
     costs = _values(samples)
     out = {"median": statistics.median(costs.values()), "best": min(costs.values())}
+    out["rounds"], out["taken"] = len(costs), len(samples)
     quotients = ratios(costs, floor)
     if quotients:
         out["ratio"] = statistics.median(quotients)
@@ -71,19 +85,23 @@ def summarise(samples: Samples, floor: dict[int, float]) -> dict[str, float]:
 def judge(target: Target, row: Row, samples: dict[str, Samples]) -> dict[str, object]:
     """Say in words what a target asks, what came out, and whether it is met."""
     limit = target.at_most or target.ahead or target.at_least
-    if target.at_least:
-        text = f"{target.peer} >= {limit:g}x the messages per second of {target.against}"
+    against = target.against and opponent(target.against, row, samples)
+    named = f"{FASTEST}, {against}" if target.against == FASTEST else against
+    if target.figure != "cost":
+        text = f"{target.peer} <= {limit:g}x the {target.figure} of {named}"
+    elif target.at_least:
+        text = f"{target.peer} >= {limit:g}x the messages per second of {named}"
     elif target.ahead and target.ahead <= 1:
-        text = f"{target.peer} level with {target.against} (>= {limit:g})"
+        text = f"{target.peer} level with {named} (>= {limit:g})"
     elif target.against:
         sign, word = ("<=", "x") if target.at_most else (">=", "x ahead of")
-        text = f"{target.peer} {sign} {limit:g}{word} {target.against}"
+        text = f"{target.peer} {sign} {limit:g}{word} {named}"
     else:
         text = f"{target.peer} <= {limit:g} {row.unit}"
     verdict: dict[str, object] = {"text": text, "limit": limit, "value": None, "met": None}
-    key = "messages_per_s" if target.at_least else "cost"
+    key = "messages_per_s" if target.at_least else target.figure
     ours = _values(samples.get(target.peer, {}), key)
-    others = _values(samples.get(target.against or target.peer, {}), key)
+    others = _values(samples.get(against or target.peer, {}), key)
     if not ours or not others:
         return verdict
     if target.against is None:
@@ -109,7 +127,7 @@ def verdict_text(verdict: dict[str, object]) -> str:
 
 def row_result(row: Row, samples: dict[str, Samples], absent: dict[str, str]) -> dict[str, object]:
     """Return everything about a row that the JSON file keeps."""
-    floor = _values(samples.get(row.floor or "", {}))
+    floor = _values(samples.get(opponent(row.floor or "", row, samples), {}))
     peers = []
     for peer in row.peers:
         entry: dict[str, object] = {"name": peer.name}
@@ -139,13 +157,14 @@ def _figures(s: dict[str, float]) -> tuple[str, ...]:
     per_s = f"{s['messages_per_s']:,.0f}" if "messages_per_s" in s else "-"
     p99 = f"{s['p99_us']:,.0f}" if "p99_us" in s else "-"
     busy = f"{s['busy'] * 100:.0f} %" if "busy" in s else "-"
-    return f"{s['median']:.4g}", f"{s['best']:.4g}", ratio, spread, per_s, p99, busy
+    rounds = f"{s['rounds']}" if s["rounds"] == s["taken"] else f"{s['rounds']} of {s['taken']}"
+    return f"{s['median']:.4g}", f"{s['best']:.4g}", rounds, ratio, spread, per_s, p99, busy
 
 
 def row_markdown(result: dict[str, object]) -> str:
     """Return one row as a Markdown table with its targets below."""
-    unit = {"B": "bytes"}.get(result["unit"], result["unit"].replace("us", "µs CPU"))
-    heads = ["server", f"{unit}, median", "best"]
+    unit = UNITS.get(result["unit"], result["unit"].replace("us", "µs CPU"))
+    heads = ["server", f"{unit}, median", "best", "rounds"]
     if result["floor"]:
         heads += [f"x {result['floor']}", "spread", "per s", "p99 µs", "busy"]
     lines = [f"### {result['title']}", "", f"| {' | '.join(heads)} |"]

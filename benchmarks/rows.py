@@ -1,6 +1,7 @@
 """The rows: what is measured of the native face, and which rows there are.
 
-Those of the asyncio face stand in rows_asyncio.py, what a row is made of in peers.py.
+Those of the asyncio face, of the loop by itself and of HTTP stand in rows_*.py, what a row is made
+of in row.py.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import rows_asyncio
+import rows_http
+import rows_loop
 import tools
 from row import (
     C_EPOLL,
     C_EPOLL_AGAIN,
     C_SELECT,
+    FASTEST,
     FLOOR,
     LEVEL,
     MIB,
@@ -22,9 +26,14 @@ from row import (
     Peer,
     Row,
     Target,
+    cffi_alone,
     native,
     on_asyncio,
+    on_gevent,
 )
+
+CROWD = 10_000
+CROWD_LOOPS = ("pyloop", "uvloop", "asyncio")
 
 
 def _natives() -> list[Peer]:
@@ -32,29 +41,31 @@ def _natives() -> list[Peer]:
 
 
 def lines_row() -> Row:
-    peers = [C_EPOLL, C_EPOLL_AGAIN, *_natives(), on_asyncio("uvloop", "protocol-tuned")]
-    peers += [on_asyncio("uvloop", "streams"), on_asyncio("asyncio", "streams")]
+    peers = [C_EPOLL, C_EPOLL_AGAIN, *_natives(), cffi_alone(native("epoll"))]
+    peers += [on_asyncio("uvloop", kind) for kind in ("protocol-tuned", "streams")]
+    peers += [on_asyncio("asyncio", "streams"), on_gevent()]
     return Row(
         "lines-64",
         "Lines echo: 64-byte lines (newline included), 16 in flight, 50 connections",
         {"framing": "lines", "size": 64, "inflight": 16, "connections": 50},
         tuple(peers),
         (
-            Target("pyloop epoll", FLOOR, at_most=3.0),
-            Target("pyloop epoll", "uvloop streams", ahead=4.0),
+            Target("pyloop epoll", FLOOR, at_most=1.35),
+            Target("pyloop epoll", "uvloop streams", ahead=10.0),
+            Target("pyloop epoll", "uvloop protocol-tuned", ahead=1.3),
         ),
     )
 
 
 def raw_row() -> Row:
-    peers = [C_EPOLL, C_EPOLL_AGAIN, C_SELECT, *_natives()]
-    peers += [on_asyncio("uvloop", "protocol"), on_asyncio("asyncio", "protocol")]
+    peers = [C_EPOLL, C_EPOLL_AGAIN, C_SELECT, *_natives(), cffi_alone(native("epoll"))]
+    peers += [on_asyncio(loop, "protocol") for loop in ("uvloop", "asyncio")] + [on_gevent()]
     return Row(
         "raw-100",
         "Raw echo: 100 bytes, 1 in flight, 100 connections",
         {"framing": "raw", "size": 100, "inflight": 1, "connections": 100},
         tuple(peers),
-        (Target("pyloop epoll", FLOOR, at_most=1.25),),
+        (Target("pyloop epoll", FLOOR, at_most=1.10),),
     )
 
 
@@ -77,6 +88,7 @@ def idle_row() -> Row:
         ),
         floor=None,
         unit="B",
+        way="memory",
         hold=5000,
         max_rounds=3,
     )
@@ -104,25 +116,24 @@ def pieces_rows() -> Iterator[Row]:
 
 
 def size_rows() -> Iterator[Row]:
-    peers = (
-        C_EPOLL,
-        native("epoll"),
-        on_asyncio("uvloop", "protocol"),
-        on_asyncio("asyncio", "protocol"),
-    )
-    for kib, connections in itertools.product((1, 10, 100), (1, 10, 100, 1000)):
+    others = [on_asyncio(loop, "protocol") for loop in ("uvloop", "asyncio")]
+    peers = (C_EPOLL, native("epoll"), *others, on_gevent())
+    sizes = {"100b": 100, "1k": 1024, "10k": 10 * 1024, "100k": 100 * 1024}
+    for (name, size), connections in itertools.product(sizes.items(), (1, 10, 100, 1000)):
         yield Row(
-            f"raw-{kib}k-{connections}c",
-            f"Raw echo: {kib} KiB, 1 in flight, {connections} connections",
-            {"framing": "raw", "size": kib * 1024, "inflight": 1, "connections": connections},
+            f"raw-{name}-{connections}c",
+            f"Raw echo: {size:,} bytes, 1 in flight, {connections} connections",
+            {"framing": "raw", "size": size, "inflight": 1, "connections": connections},
             peers,
         )
 
 
 def handler_rows() -> Iterator[Row]:
     peers = [C_EPOLL]
-    peers += [native("epoll", h, f"pyloop {h}") for h in ("function", "class", "coroutine")]
+    for handler in ("function", "class", "coroutine"):
+        peers.append(native("epoll", handler, name=f"pyloop {handler}"))
     peers += [on_asyncio("uvloop", kind) for kind in ("protocol", "protocol-tuned", "streams")]
+    peers += [on_gevent()]
     for inflight, connections in itertools.product((1, 16), (50, 500)):
         yield Row(
             f"handlers-{inflight}f-{connections}c",
@@ -134,14 +145,46 @@ def handler_rows() -> Iterator[Row]:
 
 
 def churn_row() -> Row:
-    others = [on_asyncio(loop, "protocol") for loop in ("pyloop", "uvloop", "asyncio")]
     return Row(
         "churn",
         "Connect, echo 64 bytes, close: 20,000 times, 50 at once",
         {"framing": "raw", "size": 64, "connections": 50, "churn": 20000, "seconds": 120},
-        (C_EPOLL, native("epoll"), *others),
+        (C_EPOLL, native("epoll"), *(on_asyncio(loop, "protocol") for loop in rows_asyncio.LOOPS)),
         (Target("pyloop.Loop protocol", "asyncio protocol", ahead=LEVEL),),
         unit="us/connection",
+        rough=True,
+    )
+
+
+def accept_row() -> Row:
+    """Without rloop, which does not close what has ended before a byte came."""
+    row = only(churn_row(), lambda name: "rloop" not in name)
+    return replace(
+        row,
+        key="accept-close",
+        title="Connect and end the stream; the server closes: 20,000 times, 50 at once, no byte",
+        load={**row.load, "silent": True},
+        peers=(*row.peers, on_gevent()),
+    )
+
+
+def crowd_row() -> Row:
+    """A loop that holds idle connections as well, beside the same loop that holds only the busy."""
+    pairs = []
+    for alone in (native("epoll"), *(on_asyncio(loop, "protocol") for loop in CROWD_LOOPS)):
+        pairs.append((alone, replace(alone, name=f"{alone.name}, crowd", crowd=CROWD)))
+    targets = []
+    for alone, crowd in pairs[:2]:
+        targets.append(Target(crowd.name, alone.name, at_most=1.10))
+        targets.append(Target(crowd.name, alone.name, at_most=1.5, figure="p99_us"))
+    return Row(
+        "crowd",
+        f"{CROWD:,} idle connections beside 100 busy ones: Raw echo, 100 bytes, 1 in flight",
+        {"framing": "raw", "size": 100, "inflight": 1, "connections": 100},
+        tuple(itertools.chain.from_iterable(pairs)),
+        tuple(targets),
+        floor="pyloop epoll",
+        max_rounds=5,
     )
 
 
@@ -231,12 +274,14 @@ def scaling_row() -> Row:
 
 
 def shortened(row: Row) -> Row:
-    """Return `row` with a tenth of the connections that come and go, or are held: to try it out."""
+    """Return `row` to try it out: a tenth of the connections that come and go, or are held."""
 
     def fewer(load: dict[str, object]) -> dict[str, object]:
         return load | ({"churn": load["churn"] // 10} if "churn" in load else {})
 
-    peers = tuple(replace(peer, load=fewer(peer.load)) for peer in row.peers)
+    peers = tuple(
+        replace(peer, load=fewer(peer.load), crowd=peer.crowd // 10) for peer in row.peers
+    )
     return replace(row, load=fewer(row.load), peers=peers, hold=row.hold // 10)
 
 
@@ -247,7 +292,7 @@ def only(row: Row, wanted: Callable[[str], object]) -> Row:
 
 def beside_base(row: Row) -> Row:
     """Return `row` with each peer that is pyloop a second time, on the interpreter of --base."""
-    ours = [peer for peer in row.peers if (peer.needs or "").startswith("pyloop")]
+    ours = [peer for peer in row.peers if peer.ours]
     theirs = [replace(peer, name=f"{peer.name}, base", base=True) for peer in ours]
     pairs = zip(ours, theirs, strict=True)
     targets = [Target(peer.name, base.name, ahead=LEVEL) for peer, base in pairs]
@@ -255,19 +300,26 @@ def beside_base(row: Row) -> Row:
 
 
 def lean(row: Row) -> Row:
-    """Return `row` with no peers but those of its targets: to see whether they are met."""
+    """Return `row` with the control and the peers of its targets, one of which is the floor."""
     named = {name for target in row.targets for name in (target.peer, target.against)}
-    return replace(only(row, named.__contains__), max_rounds=3 if row.rough else row.max_rounds)
+    named |= {C_EPOLL_AGAIN.name}
+    if FASTEST in named:
+        named |= {peer.name for peer in row.peers if not peer.ours}
+    floor = row.floor if row.floor in named or not row.floor else row.targets[0].against
+    rounds = 3 if row.rough else row.max_rounds
+    return replace(only(row, named.__contains__), floor=floor, max_rounds=rounds)
 
 
 def target_rows() -> list[Row]:
-    """Return the rows of `make bench`: those with a target, and a file's; some five minutes."""
-    ours = [lines_row(), raw_row(), idle_row(), next(files_rows())]
-    return [*ours, *map(lean, rows_asyncio.target_rows())]
+    """Return the rows of `make bench`: those with a target that are not long; in five minutes."""
+    ours = [lines_row(), raw_row(), idle_row(), churn_row(), accept_row()]
+    rest = [*rows_asyncio.all_rows(), *rows_loop.target_rows()]
+    return [lean(row) for row in (*ours, *rest)]
 
 
 def all_rows() -> list[Row]:
     """Return every row: what `make bench-all` runs."""
     first = [lines_row(), raw_row(), idle_row(), *files_rows(), *rows_asyncio.all_rows()]
-    more = itertools.chain(pieces_rows(), size_rows(), handler_rows())
-    return [*first, *more, churn_row(), *model_rows(), scaling_row()]
+    more = itertools.chain(pieces_rows(), size_rows(), handler_rows(), rows_loop.all_rows())
+    late = [churn_row(), accept_row(), crowd_row(), *rows_http.all_rows()]
+    return [*first, *more, *late, *model_rows(), scaling_row()]

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import tools
-from row import C_EPOLL, LEVEL, Row, Target, on_asyncio
+from row import C_EPOLL, LEVEL, Row, Target, cffi_alone, native, on_asyncio
 
-LOOPS = ("pyloop", "uvloop", "asyncio", "rloop", "aiofastnet")
+LOOPS = ("pyloop", "uvloop", "asyncio", "rloop", "aiofastnet", "aiofastnet-uvloop")
 SIZES = (  # name, bytes on the wire, connections
     ("1b", 1, 100),
     ("100b", 100, 100),
@@ -39,8 +39,9 @@ def protocol_rows() -> Iterator[Row]:
         peers = [on_asyncio(loop, "protocol") for loop in LOOPS]
         targets = [ahead("protocol", "asyncio")]
         if name == "100b":
-            peers.insert(1, on_asyncio("pyloop select", "protocol"))
-            targets.insert(0, ahead("protocol", "uvloop"))
+            peers[1:1] = [cffi_alone(peers[0]), on_asyncio("pyloop select", "protocol")]
+            of = {"uvloop": 1.15, "asyncio": 3.0, "rloop": 3.0}
+            targets = [ahead("protocol", other, limit) for other, limit in of.items()]
         yield Row(
             f"asyncio-protocol-{name}",
             f"asyncio Protocol echo: {size:,} bytes, 1 in flight, {connections} connections",
@@ -56,9 +57,10 @@ def _row(
     kind: str, title: str, load: dict[str, object], *targets: Target, args: tuple[str, ...] = ()
 ) -> Row:
     """One kind of server on every loop; unless told otherwise it is to be level with asyncio."""
-    targets = targets or (ahead(kind, "asyncio"),)
+    rough, targets = not targets, targets or (ahead(kind, "asyncio"),)
     peers = tuple(on_asyncio(loop, kind, *args) for loop in LOOPS)
-    return Row(f"asyncio-{kind}", f"asyncio {title}", load, peers, targets, f"uvloop {kind}")
+    floor = f"uvloop {kind}"
+    return Row(f"asyncio-{kind}", f"asyncio {title}", load, peers, targets, floor, rough=rough)
 
 
 def kind_rows() -> Iterator[Row]:
@@ -66,12 +68,17 @@ def kind_rows() -> Iterator[Row]:
     from_file = ("--file", FILE)
     lines = {"framing": "lines", "size": 64, "inflight": 16, "connections": 50}
     yield _row("buffered", f"BufferedProtocol echo: {SMALL_TITLE}", SMALL)
-    yield _row("streams", "streams echo: 64-byte lines, 16 in flight, 50 connections", lines)
+    yield _row(
+        "streams",
+        "streams echo: 64-byte lines, 16 in flight, 50 connections",
+        lines,
+        ahead("streams", "uvloop", 1.3),
+    )
     yield _row(
         "writes16",
         f"Protocol, 16 writes of 16 bytes: {ASKED_TITLE}",
         {**ASKED, "size": 256},
-        ahead("writes16", "uvloop", 3.0),
+        ahead("writes16", "uvloop", 4.0),
         args=from_file,
     )
     yield _row(
@@ -92,29 +99,45 @@ def kind_rows() -> Iterator[Row]:
         yield replace(_row("udp", title, load), key=f"asyncio-udp-{name}")
 
 
+TLS = ("--tls", str(tools.CERTIFICATE))
+TLS_TOOLS = ("trustme", "load_tls")
+
+
 def tls_row() -> Row:
+    """The echo over TLS: mostly OpenSSL's work, and how often it is asked."""
+    peers = [on_asyncio(loop, "protocol", *TLS) for loop in LOOPS if loop != "rloop"]
+    return Row(
+        "asyncio-tls",
+        f"asyncio Protocol echo over TLS: {SMALL_TITLE}",
+        SMALL,
+        (*peers, native("epoll", "function", *TLS)),
+        (ahead("protocol", "uvloop"), ahead("protocol", "asyncio")),
+        floor="uvloop protocol",
+        tls=True,
+        tools=TLS_TOOLS,
+        rough=True,
+    )
+
+
+def idle_tls_row() -> Row:
     """What an idle connection over TLS costs: mostly what OpenSSL needs, and some buffers."""
-    tls = ("--tls", str(tools.CERTIFICATE))
-    peers = [on_asyncio(loop, "protocol", *tls) for loop in ("pyloop", "uvloop", "asyncio")]
+    peers = [on_asyncio(loop, "protocol", *TLS) for loop in ("pyloop", "uvloop", "asyncio")]
     return Row(
         "idle-rss-tls",
         f"Idle TLS connection: resident memory each, {TLS_HELD} held after one echo each",
         {"size": 64},
-        tuple(peers),
+        (*peers, native("epoll", "function", *TLS)),
         (Target("pyloop.Loop protocol", "asyncio protocol", at_most=0.95),),
         floor=None,
         unit="B",
+        way="memory",
         hold=TLS_HELD,
         max_rounds=3,
         tls=True,
+        tools=TLS_TOOLS,
     )
 
 
 def all_rows() -> list[Row]:
-    return [*protocol_rows(), *kind_rows(), tls_row()]
-
-
-def target_rows() -> list[Row]:
-    """Return the rows of `make bench`."""
-    kinds = {row.key: row for row in kind_rows()}
-    return [*protocol_rows(), kinds["asyncio-writes16"], kinds["asyncio-sock"], tls_row()]
+    """Return the rows of the asyncio face; all of them have a target."""
+    return [*protocol_rows(), *kind_rows(), tls_row(), idle_tls_row()]

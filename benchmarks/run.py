@@ -18,6 +18,7 @@ from pathlib import Path
 import measure
 import report
 import rows
+import sampler
 import tools
 from row import Peer, Row
 
@@ -50,7 +51,7 @@ class Run:
         self.cpus = tools.choose_cpus()
         self.packages = tools.Packages(args.python, args.base)
         times = {"seconds": args.seconds, "warmup": args.warmup}
-        self.sampler = measure.Sampler(self.packages, self.cpus, times, args.patience)
+        self.sampler = sampler.Sampler(self.packages, self.cpus, times, args.patience)
         self.results: list[dict[str, object]] = []
         self.missing: set[str] = set()
         self.failures = 0
@@ -66,7 +67,7 @@ class Run:
         found = {}
         for peer in row.peers:
             packages = self.packages.of(peer)
-            for needed in filter(packages.lacks, (peer.needs, "trustme" if row.tls else None)):
+            for needed in filter(packages.lacks, (peer.needs, *row.tools)):
                 found[peer.name] = "not built" if needed.startswith("pyloop") else "not installed"
                 if needed not in self.missing:
                     self.progress.say(f"{needed} is missing: {hint(needed)}")
@@ -151,7 +152,7 @@ def hint(package: str) -> str:
         return "this pyloop's Server has no argument of that name"
     if package.startswith("pyloop"):
         return "build it first (python build_ffi.py, or pip install .)"
-    return "pip install -r benchmarks/requirements.txt"
+    return tools.TOOLS.get(package, "pip install -r benchmarks/requirements.txt")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

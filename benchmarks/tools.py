@@ -22,13 +22,17 @@ ROOT = HERE.parent
 BUILD = ROOT / "build" / "bench"
 CERTIFICATE = BUILD / "localhost.pem"  # with its key and its authority
 
+LOAD = [f"load{part}.c" for part in ("", "_args", "_conn", "_cpu", "_report", "_tls", "_udp")]
 PROGRAMS = {
-    "load": ["load.c", "load_args.c", "load_conn.c", "load_cpu.c", "load_report.c", "load_udp.c"],
+    "load": LOAD,
+    "load_tls": LOAD,
     "floor_epoll": ["floor_epoll.c"],
     "floor_select": ["floor_select.c"],
     "floor_ring": ["floor_ring.c"],
 }
 CFLAGS = ["-O2", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra"]
+LIBRARIES = {"load_tls": ["-DLOAD_TLS", "-lssl", "-lcrypto"]}
+OPTIONAL = {"load_tls"}  # left out where there are no headers of OpenSSL
 
 
 class CannotRun(Exception):
@@ -49,8 +53,11 @@ def compile_tools() -> None:
         if not compiler:
             raise CannotRun("no C compiler: install cc, gcc or clang, or set CC")
         fresh = BUILD / f"{name}.{os.getpid()}"  # others may run the old one, or compile too
-        command = [*compiler.split(), *CFLAGS, "-o", str(fresh)]
-        done = subprocess.run([*command, *sources], cwd=HERE, capture_output=True, text=True)
+        command = [*compiler.split(), *CFLAGS, "-o", str(fresh), *sources, *LIBRARIES.get(name, ())]
+        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+        if done.returncode and name in OPTIONAL and "fatal error: openssl/" in done.stderr:
+            target.unlink(missing_ok=True)
+            continue
         if done.returncode:
             raise CannotRun(f"compiling {name} failed:\n{done.stderr}")
         fresh.replace(target)
@@ -81,12 +88,20 @@ PROBES = {  # expressions; a package that has none is missing
     "pyloop": "import_module('pyloop._core') and version('pyloop-io')",
     "pyloop.Loop": "import_module('pyloop._core') and version('pyloop-io')",
     "pyloop.model": "signature(import_module('pyloop').Server).parameters['model'].default",
+    "fastpath": "import_module('pyloop._fastpath') and 'built'",
     "uvloop": "import_module('uvloop').__version__",
     "rloop": "import_module('rloop').__version__",
     "aiofastnet": "import_module('aiofastnet').__version__",
+    "aiofastnet.uvloop": "import_module('uvloop') and import_module('aiofastnet').__version__",
+    "gevent": "import_module('gevent').__version__",
+    "uvicorn": "import_module('httptools') and import_module('uvicorn').__version__",
     "trustme": "version('trustme')",
     "cffi": "import_module('cffi').__version__",
     "python": "python_version()",
+}
+TOOLS = {  # programs that a row needs, and what to do where they are missing
+    "load_tls": "install OpenSSL's headers (Debian: apt-get install libssl-dev)",
+    "wrk": "install it (Debian: apt-get install wrk)",
 }
 ASK = """
 import json, sys
@@ -136,7 +151,9 @@ class Packages:
         return self.base if peer.base and self.base else self
 
     def lacks(self, needs: str | None) -> bool:
-        """Whether a peer that needs `needs` cannot run."""
+        """Whether a peer that needs `needs`, a package or one of TOOLS, cannot run."""
+        if needs in TOOLS:
+            return not shutil.which(needs, path=f"{BUILD}{os.pathsep}{os.environ.get('PATH', '')}")
         return needs is not None and self.versions[needs] is None
 
     @functools.cache  # noqa: B019 -- there is one of these, as long as the program runs

@@ -6,10 +6,12 @@ import html
 import importlib.metadata
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faults import compile_load
@@ -18,10 +20,14 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+import http_wrk  # noqa: E402
+import looptime  # noqa: E402
 import plot  # noqa: E402
 import report  # noqa: E402
+import row as making  # noqa: E402
 import rows  # noqa: E402
 import spread  # noqa: E402
+import tools  # noqa: E402
 
 RUN_TIMEOUT = 110  # of a few seconds' work, on a machine that is busy
 
@@ -83,8 +89,11 @@ def test_rows_of_make_bench_have_the_peers_of_their_targets() -> None:
     sizes = {f"asyncio-protocol-{size}" for size in ("1b", "100b", "1k", "10k", "100k", "1m")}
     assert {*sizes, "asyncio-writes16", "asyncio-sock", "idle-rss", "idle-rss-tls"} <= set(chosen)
     for row in chosen.values():
-        names = {peer.name for peer in row.peers}
+        names = {peer.name for peer in row.peers} | {making.FASTEST}
         assert all({target.peer, target.against or target.peer} <= names for target in row.targets)
+    assert [peer.name for peer in chosen["loop-chain"].peers] == LOOPS
+    assert chosen["asyncio-udp-100b"].floor == "asyncio udp"
+    assert chosen["lines-64"].floor == making.FLOOR
     assert [peer.name for peer in chosen["asyncio-writes16"].peers] == [
         "pyloop.Loop writes16",
         "uvloop writes16",
@@ -110,6 +119,25 @@ def run(script: str, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT)
 
 
+def need(tool: str) -> None:
+    if tools.Packages(sys.executable).lacks(tool):
+        assert "PYLOOP_CI" not in os.environ, f"{tool} is missing"
+        pytest.skip(f"needs {tool}: {tools.TOOLS[tool]}")
+
+
+def measured(results: Path, keys: list[str], peers: str) -> list[dict[str, Any]]:
+    """Return those rows of a short run, in which every peer was measured."""
+    chosen = ("--rows", f"^({'|'.join(keys)})$", "--peers", peers, "--results", str(results))
+    done = run("run.py", "--short", *chosen)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((results / "latest.json").read_text())["rows"]
+    assert [row["key"] for row in found] == keys
+    peers_of_all = [peer for row in found for peer in row["peers"]]
+    assert [peer["status"] for peer in peers_of_all] == ["ok"] * len(peers_of_all)
+    assert all(peer["summary"]["median"] > 0 for peer in peers_of_all)
+    return found
+
+
 def test_short_run_measures_every_peer_that_is_built(tmp_path: Path, load: Path) -> None:
     wanted = "^(files-64k|models-connection-10c|scaling-50us)$"
     done = run("run.py", "--short", "--rows", wanted, "--results", str(tmp_path))
@@ -128,17 +156,104 @@ def test_short_run_measures_every_peer_that_is_built(tmp_path: Path, load: Path)
 
 def test_every_kind_of_asyncio_server_is_measured(tmp_path: Path, load: Path) -> None:
     kinds = ["protocol-100b", "buffered", "streams", "writes16", "response2", "udp-100b"]
-    wanted = f"^(asyncio-({'|'.join(kinds)})|idle-rss-tls)$"
-    peers = "^(pyloop.Loop|asyncio protocol)"
-    results = ("--results", str(tmp_path))
-    done = run("run.py", "--short", "--rows", wanted, "--peers", peers, *results)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "latest.json").read_text())["rows"]
-    assert [row["key"] for row in found] == [*(f"asyncio-{kind}" for kind in kinds), "idle-rss-tls"]
-    measured = [peer for row in found for peer in row["peers"]]
-    assert [peer["status"] for peer in measured] == ["ok"] * (len(kinds) + 4)
-    assert all(peer["summary"]["median"] > 0 for peer in measured)
-    assert found[-1]["targets"][0]["met"] is not None
+    keys = [*(f"asyncio-{kind}" for kind in kinds), "accept-close", "crowd"]
+    found = measured(tmp_path, keys, "^(pyloop.Loop|asyncio protocol)")
+    samples = [peer["samples"][0] for row in found for peer in row["peers"]]
+    assert len(samples) == len(keys) + 7  # select, cffi alone, asyncio 3 times, two crowds
+    assert all(sample["errors"] == 0 for sample in samples)
+    assert all(verdict["met"] is not None for verdict in found[-1]["targets"][2:])
+
+
+def test_servers_are_measured_over_tls(tmp_path: Path, load: Path) -> None:
+    tools.compile_tools()
+    need("load_tls")
+    found = measured(tmp_path, ["asyncio-tls", "idle-rss-tls"], "^(pyloop|asyncio)")
+    assert [len(row["peers"]) for row in found] == [3, 3]
+    assert found[0]["targets"][1]["met"] is not None
+    assert found[1]["targets"][0]["met"] is not None
+
+
+# ---- loop times, and HTTP ----
+
+LOOPS = ["pyloop", "uvloop", "rloop", "asyncio"]
+
+
+def test_fastest_peer_is_the_cheapest_of_those_that_are_not_pyloop() -> None:
+    row = next(row for row in rows.all_rows() if row.key == "loop-switch")
+    costs = {"pyloop": 12.0, "pyloop, cffi alone": 5.0, "uvloop": 20.0, "rloop": 10.0}
+    samples = {name: {r: {"cost": cost * r} for r in (1, 2, 3)} for name, cost in costs.items()}
+    said = "target pyloop level with the fastest peer, rloop (>= 1): 0.833, missed by 16.7 %"
+    assert report.verdict_text(report.judge(row.targets[0], row, samples)) == said
+    samples["pyloop"] = {1: {"cost": 8.0}}
+    said = "target pyloop level with the fastest peer, rloop (>= 1): 1.25, met"
+    assert report.verdict_text(report.judge(row.targets[0], row, samples)) == said
+
+
+def test_target_on_another_figure_than_cost_is_judged_by_it() -> None:
+    row = rows.crowd_row()
+    alone = {"cost": 1.0, "p99_us": 100.0}
+    crowd = {"cost": 9.0, "p99_us": 120.0}
+    samples = {"pyloop epoll": {0: alone}, "pyloop epoll, crowd": {0: crowd}}
+    said = "target pyloop epoll, crowd <= 1.5x the p99_us of pyloop epoll: 1.2, met"
+    assert report.verdict_text(report.judge(row.targets[1], row, samples)) == said
+
+
+def test_rounds_left_out_of_a_median_are_told() -> None:
+    row = next(row for row in rows.all_rows() if row.key == "loop-switch")
+    quiet, disturbed = {"cost": 2.0, "disturbed": 0.0}, {"cost": 9.0, "disturbed": 0.5}
+    samples = {"uvloop": {0: quiet, 1: quiet, 2: disturbed, 3: quiet}}
+    table = report.row_markdown(report.row_result(row, samples, {}))
+    assert "| uvloop | 2 | 2 | 3 of 4 | 1.00 |" in table
+
+
+@pytest.mark.parametrize("work", looptime.WORKS)
+@pytest.mark.parametrize("name", ["pyloop", "asyncio"])
+def test_work_on_a_loop_runs_what_it_counts(
+    monkeypatch: pytest.MonkeyPatch, name: str, work: str
+) -> None:
+    ran = []
+    monkeypatch.setattr(looptime, "nothing", lambda *args: ran.append(args))
+    for constant, value in {"TURNS": 50, "LIVE": 200, "FIRE_AFTER": 0.0}.items():
+        monkeypatch.setattr(looptime, constant, value)
+    loop = looptime.loop_factory(name, "auto")()
+    try:
+        counted = looptime.WORKS[work](loop)
+    finally:
+        loop.close()
+    assert counted == {"chain": 50, "timers-fire": 200}.get(work, looptime.BATCH)
+    callbacks = work in ("batch", "arguments", "threadsafe", "threadsafe-own")
+    assert len(ran) == (counted if callbacks else 0)
+
+
+def test_loops_are_measured_side_by_side(tmp_path: Path, load: Path) -> None:
+    (chain, imports) = measured(tmp_path, ["loop-chain", "import"], "^(pyloop|asyncio)")
+    names = ["pyloop", "pyloop, cffi alone", "asyncio"]
+    assert [peer["name"] for peer in chain["peers"]] == names
+    said = "pyloop level with the fastest peer, asyncio (>= 1)"
+    assert [target["text"] for target in chain["targets"]] == [said]
+    assert [peer["name"] for peer in imports["peers"]] == ["pyloop", "asyncio"]
+
+
+WRK = """Running 1s test @ http://127.0.0.1:8000/
+  Latency Distribution
+     50%   49.05ms
+     99%    1.50ms
+  3034 requests in 1.04s, 391.10KB read
+Requests/sec:   2916.98
+"""
+
+
+def test_text_of_wrk_is_read() -> None:
+    found = http_wrk.parse(WRK)
+    assert found == {"messages": 3034, "seconds": 1.04, "p99_us": 1500.0}
+    assert http_wrk.parse(WRK.replace("1.50ms", "2.25s"))["p99_us"] == 2_250_000.0
+
+
+def test_web_server_is_measured_by_wrk(tmp_path: Path, load: Path) -> None:
+    need("wrk")
+    (row,) = measured(tmp_path, ["http-httptools"], "on pyloop")
+    (sample,) = row["peers"][0]["samples"]
+    assert sample["messages"] > 0 and 0 < sample["busy"] < 2
 
 
 def test_pyloop_is_measured_beside_another_build(tmp_path: Path, load: Path) -> None:

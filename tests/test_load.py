@@ -118,6 +118,29 @@ def test_slices_of_a_file_are_verified(load: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, said)
 
 
+def test_silent_churn_counts_connections_that_the_server_ends(load: Path) -> None:
+    with Child(ECHO) as child:
+        port = child.next()["port"]
+        report = generate(load, "--port", port, "--churn", 11, "--silent", "--connections", 3)
+        assert child.ask("stats")["accepted"] == 11
+    assert (report["messages"], report["bytes"], report["errors"]) == (11, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--silent"], "--silent goes with --churn, and without --tls"),
+        (["--tls", "x", "--file", "y"], "--tls goes without --udp and --file"),
+        (["--tls", "x"], "built without OpenSSL, so there is no --tls"),
+    ],
+)
+def test_what_does_not_go_together_is_said(load: Path, args: list[str], said: str) -> None:
+    done = subprocess.run(
+        [load, "--port", "1", *args], capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert (done.returncode, done.stderr) == (2, f"load: {said}\n")
+
+
 # ---- datagrams ----
 
 

@@ -199,7 +199,7 @@ PROTOCOLS = {
     ("buffered", "raw"): RawBuffered,
 }
 CUTS = {"writes16": in_sixteen, "response2": in_two}
-LOOPS = ["asyncio", "uvloop", "rloop", "aiofastnet", "pyloop"]
+LOOPS = ["asyncio", "uvloop", "rloop", "aiofastnet", "aiofastnet-uvloop", "pyloop"]
 SERVED = {  # kind and framing
     *itertools.product(["streams"], STREAMS),
     *PROTOCOLS,
@@ -220,6 +220,11 @@ def loop_factory(name: str, backend: str) -> Callable[[], asyncio.AbstractEventL
         import aiofastnet
 
         return aiofastnet.loop_factory(asyncio.SelectorEventLoop)
+    if name == "aiofastnet-uvloop":  # or on uvloop
+        import aiofastnet
+        import uvloop
+
+        return aiofastnet.loop_factory(uvloop.new_event_loop)
     if name == "pyloop":
         import pyloop
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import ssl
 
 from work import compute
 
@@ -92,6 +93,7 @@ def main():
     parser.add_argument("--model", choices=["loop", "thread", "fork"], default="loop")
     parser.add_argument("--workers", type=int, default=1, metavar="N")
     parser.add_argument("--path", help="a Unix socket instead of a port")
+    parser.add_argument("--tls", metavar="PEM", help="serve TLS; the file has key and certificates")
     text = "compute in the function handler, so many steps of work.py (0)"
     parser.add_argument("--work", type=int, default=0, metavar="STEPS", help=text)
     args = parser.parse_args()
@@ -102,6 +104,9 @@ def main():
         more |= {"model": args.model, "max_connections": MAX_CONNECTIONS}
     if args.workers != 1:
         more |= {"workers": args.workers}
+    if args.tls:
+        more["ssl"] = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        more["ssl"].load_cert_chain(args.tls)
     server = pyloop.Server(
         computing(args.work) if args.work else HANDLERS[args.handler],
         path=args.path,
