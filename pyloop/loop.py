@@ -132,7 +132,7 @@ class _WakeupFd:
         return self._fd
 
 
-class Loop(SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, Turn, Running):
+class Loop(Turn, SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, Running):
     """An asyncio event loop whose waiting, and whose native connections, are pyloop's C core.
 
     Args:

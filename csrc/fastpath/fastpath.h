@@ -26,10 +26,10 @@ enum twin {
 
 /* Where asyncio.Handle keeps what, in bytes from the object's start. */
 struct handle_places {
-    Py_ssize_t context, loop, callback, args, cancelled, repr, traceback;
+    Py_ssize_t context, loop, callback, args;
 };
 
-#define FREE_HANDLES 256
+#define FREE_HANDLES 1024
 
 /* Objects of one type that wait to be used again. */
 struct free_list {
@@ -41,13 +41,13 @@ struct state {
     const struct pl_api *api;
     PyTypeObject *Ready, *Handle, *TimerHandle, *Turn, *Walk, *ConnectionBase, *TransportBase;
     struct handle_places handle;  /* in asyncio.Handle */
-    Py_ssize_t timer_base;        /* where struct timer_part begins in a TimerHandle */
     PyObject *twins[TWIN_COUNT];  /* NULL before use_running */
     PyObject *deliver, *call_it;  /* pyloop's functions, which the walk knows; NULL before use_core */
     PyObject *null, *address_of;  /* ffi.NULL, and what tells the address of a loop; likewise */
     PyObject *loop_seen;          /* the loop that address_of was asked last, and what it said */
     struct pl_loop *core_seen;
     PyObject *empty_tuple;
+    PyObject *context_seen; /* another string that says "context", of asyncio's C code */
     PyObject *s_context, *s_run, *s_time, *s_core, *s_fail, *s_gated, *s_message_received, *s_sent,
         *s_send_other, *s_written, *s_write_other;
     struct free_list handles, timers;
@@ -77,19 +77,26 @@ PyObject *exception_take(void); /* the current one, normalized, with its traceba
 
 struct ready {
     PyObject head;
+    struct state *st;
     PyObject **items; /* a ring of cap, a power of 2; NULL: nothing was ever appended */
     Py_ssize_t cap, first, count;
 };
 
 int ready_push(struct ready *r, PyObject *handle); /* takes a reference. 0 or -1 with MemoryError */
-PyObject *ready_pop(struct ready *r);              /* gives one; r is not empty */
+PyObject *ready_pop(struct ready *r);              /* gives one; r is not empty. For C code that runs it */
 
 /* ---- handles ---- */
 
-struct timer_part {
+struct handle_part { /* the end of a Handle and of a TimerHandle */
+    char cancelled;
+    struct state *st;
+};
+
+struct timer_part { /* the end of a TimerHandle */
     double when;
     uint64_t order; /* of equal times the lower is first */
     char scheduled; /* is it in the loop's heap? */
+    struct handle_part handle;
 };
 
 static inline PyObject **handle_field(PyObject *handle, Py_ssize_t place)
@@ -97,14 +104,23 @@ static inline PyObject **handle_field(PyObject *handle, Py_ssize_t place)
     return (PyObject **)((char *)handle + place);
 }
 
-static inline struct timer_part *timer_part(const struct state *st, PyObject *timer)
+static inline struct handle_part *handle_part(PyObject *handle)
 {
-    return (struct timer_part *)((char *)timer + st->timer_base);
+    char *end = (char *)handle + Py_TYPE(handle)->tp_basicsize;
+    return (struct handle_part *)(end - sizeof(struct handle_part));
+}
+
+static inline struct timer_part *timer_part(PyObject *timer)
+{
+    char *end = (char *)timer + Py_TYPE(timer)->tp_basicsize;
+    return (struct timer_part *)(end - sizeof(struct timer_part));
 }
 
 /* A new Handle or TimerHandle of `loop`. Borrows all; context NULL or None: a copy of the current one. */
 PyObject *handle_new(struct state *st, PyTypeObject *type, PyObject *loop, PyObject *callback,
                      PyObject *const *args, Py_ssize_t count, PyObject *context);
+
+int handle_traverse(PyObject *handle, visitproc visit, void *arg); /* of the types above */
 
 /* Call it in its context, unless it was cancelled. 0; -1: SystemExit, KeyboardInterrupt, or what the exception
  * handler raised. What the callback raised otherwise was reported. */

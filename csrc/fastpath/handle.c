@@ -1,7 +1,7 @@
 /* handle.c -- Handle and TimerHandle: asyncio's own, filled in where they lie, and kept for the next.
  *
- *     asyncio.Handle       | head | _context _loop _callback _args _cancelled _repr _source_traceback |
- *     TimerHandle          | ... those, _scheduled and _when of asyncio.TimerHandle, unused ... | struct timer_part |
+ *     Handle          | asyncio.Handle: head, _context _loop _callback _args and others, unused | struct handle_part |
+ *     TimerHandle     | asyncio.TimerHandle: those, _scheduled and _when, unused ...... | struct timer_part ........ |
  *
  * asyncio's are Python classes with __slots__; a slot's descriptor says where it lies (descrobject.h, structmember.h).
  * In debug mode the stdlib's are used instead (pyloop/running.py). */
@@ -28,11 +28,15 @@ static void set_field(PyObject *handle, Py_ssize_t place, PyObject *value)
 static PyObject *allocate(struct state *st, PyTypeObject *type)
 {
     struct free_list *free_list = type == st->Handle ? &st->handles : &st->timers;
-    if (free_list->count == 0)
-        return type->tp_alloc(type, 0);
-    PyObject *handle = free_list->items[--free_list->count];
-    PyObject_Init(handle, type);
-    PyObject_GC_Track(handle);
+    PyObject *handle;
+    if (free_list->count)
+        handle = PyObject_Init(free_list->items[--free_list->count], type);
+    else if (!(handle = PyObject_GC_New(PyObject, type)))
+        return NULL;
+    else
+        memset(handle + 1, 0, (size_t)type->tp_basicsize - sizeof *handle);
+    handle_part(handle)->cancelled = false;
+    handle_part(handle)->st = st;
     return handle;
 }
 
@@ -65,9 +69,8 @@ PyObject *handle_new(struct state *st, PyTypeObject *type, PyObject *loop, PyObj
     *handle_field(handle, at->loop) = Py_NewRef(loop);
     *handle_field(handle, at->callback) = Py_NewRef(callback);
     *handle_field(handle, at->args) = packed;
-    *handle_field(handle, at->cancelled) = Py_NewRef(Py_False);
-    *handle_field(handle, at->repr) = Py_NewRef(Py_None);
-    *handle_field(handle, at->traceback) = Py_NewRef(Py_None);
+    if (type == st->TimerHandle) /* a Handle is the queue's own, until somebody else has it: see ready.c */
+        PyObject_GC_Track(handle);
     return handle;
 }
 
@@ -128,7 +131,7 @@ int handle_run(struct state *st, PyObject *handle)
     const struct handle_places *at = &st->handle;
     if (type != st->Handle && type != st->TimerHandle)
         return run_other(st, handle);
-    if (*handle_field(handle, at->cancelled) == Py_True)
+    if (handle_part(handle)->cancelled)
         return 0;
     PyObject *context = *handle_field(handle, at->context);
     PyObject *callback = *handle_field(handle, at->callback);
@@ -147,12 +150,11 @@ int handle_run(struct state *st, PyObject *handle)
 
 /* ---- methods ---- */
 
-static PyObject *cancel(struct state *st, PyObject *handle)
+static PyObject *cancel(const struct state *st, PyObject *handle)
 {
-    const struct handle_places *at = &st->handle;
-    set_field(handle, at->cancelled, Py_True);
-    set_field(handle, at->callback, Py_None);
-    set_field(handle, at->args, Py_None);
+    handle_part(handle)->cancelled = true;
+    set_field(handle, st->handle.callback, Py_None);
+    set_field(handle, st->handle.args, Py_None);
     Py_RETURN_NONE;
 }
 
@@ -172,48 +174,63 @@ static PyObject *cancel_by_asyncio(PyObject *handle)
 
 static PyObject *handle_cancel(PyObject *self, PyObject *Py_UNUSED(nothing))
 {
-    struct state *st = state_of(Py_TYPE(self));
+    const struct state *st = handle_part(self)->st;
     return quiet_loop(st, self) ? cancel(st, self) : cancel_by_asyncio(self);
 }
 
 static PyObject *timer_cancel(PyObject *self, PyObject *Py_UNUSED(nothing))
 {
-    struct state *st = state_of(Py_TYPE(self));
+    const struct state *st = handle_part(self)->st;
     struct turn *loop = quiet_loop(st, self);
     if (!loop)
         return cancel_by_asyncio(self);
-    if (*handle_field(self, st->handle.cancelled) == Py_True)
+    if (handle_part(self)->cancelled)
         Py_RETURN_NONE;
-    loop->cancelled += timer_part(st, self)->scheduled;
+    loop->cancelled += timer_part(self)->scheduled;
     return cancel(st, self);
 }
 
 static PyObject *handle_cancelled(PyObject *self, PyObject *Py_UNUSED(nothing))
 {
-    PyObject *cancelled = *handle_field(self, state_of(Py_TYPE(self))->handle.cancelled);
-    return Py_NewRef(cancelled ? cancelled : Py_False);
+    return PyBool_FromLong(handle_part(self)->cancelled);
 }
+
+static PyObject *get_cancelled(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(handle_part(self)->cancelled);
+}
+
+static int put_cancelled(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    int cancelled = value ? PyObject_IsTrue(value) : 0;
+    if (cancelled >= 0)
+        handle_part(self)->cancelled = (char)cancelled;
+    return cancelled < 0 ? -1 : 0;
+}
+
+/* What is only known in debug mode. */
+static PyObject *get_none(PyObject *Py_UNUSED(self), void *Py_UNUSED(closure)) { Py_RETURN_NONE; }
 
 static PyObject *timer_get_when(PyObject *self, void *Py_UNUSED(closure))
 {
-    return PyFloat_FromDouble(timer_part(state_of(Py_TYPE(self)), self)->when);
+    return PyFloat_FromDouble(timer_part(self)->when);
 }
 
 static PyObject *timer_get_order(PyObject *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromUnsignedLongLong(timer_part(state_of(Py_TYPE(self)), self)->order);
+    return PyLong_FromUnsignedLongLong(timer_part(self)->order);
 }
 
 static PyObject *timer_get_scheduled(PyObject *self, void *Py_UNUSED(closure))
 {
-    return PyBool_FromLong(timer_part(state_of(Py_TYPE(self)), self)->scheduled);
+    return PyBool_FromLong(timer_part(self)->scheduled);
 }
 
 static int timer_put_scheduled(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
 {
     int scheduled = value ? PyObject_IsTrue(value) : 0;
     if (scheduled >= 0)
-        timer_part(state_of(Py_TYPE(self)), self)->scheduled = (char)scheduled;
+        timer_part(self)->scheduled = (char)scheduled;
     return scheduled < 0 ? -1 : 0;
 }
 
@@ -222,38 +239,40 @@ static int timer_put_scheduled(PyObject *self, PyObject *value, void *Py_UNUSED(
 /* The slots of asyncio's classes are cleared here: they have no other dealloc than that of Python classes. */
 static int handle_clear(PyObject *self)
 {
-    const struct handle_places *at = &state_of(Py_TYPE(self))->handle;
+    const struct handle_places *at = &handle_part(self)->st->handle;
     Py_CLEAR(*handle_field(self, at->context));
     Py_CLEAR(*handle_field(self, at->loop));
     Py_CLEAR(*handle_field(self, at->callback));
     Py_CLEAR(*handle_field(self, at->args));
-    Py_CLEAR(*handle_field(self, at->repr));
-    Py_CLEAR(*handle_field(self, at->traceback));
     return 0;
 }
 
-static int handle_traverse(PyObject *self, visitproc visit, void *arg)
+int handle_traverse(PyObject *self, visitproc visit, void *arg)
 {
-    const struct handle_places *at = &state_of(Py_TYPE(self))->handle;
+    const struct handle_places *at = &handle_part(self)->st->handle;
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(*handle_field(self, at->context));
     Py_VISIT(*handle_field(self, at->loop));
     Py_VISIT(*handle_field(self, at->callback));
     Py_VISIT(*handle_field(self, at->args));
-    Py_VISIT(*handle_field(self, at->repr));
-    Py_VISIT(*handle_field(self, at->traceback));
     return 0;
+}
+
+static bool may_have_weakrefs(const PyTypeObject *type, PyObject *self)
+{
+    Py_ssize_t place = type->tp_weaklistoffset; /* < 0: CPython 3.12 and later keep them elsewhere */
+    return place <= 0 || *handle_field(self, place);
 }
 
 static void handle_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
-    struct state *st = state_of(type);
+    struct state *st = handle_part(self)->st;
     struct free_list *free_list = type == st->Handle ? &st->handles : &st->timers;
     PyObject_GC_UnTrack(self);
-    PyObject_ClearWeakRefs(self);
+    if (may_have_weakrefs(type, self))
+        PyObject_ClearWeakRefs(self);
     handle_clear(self);
-    Py_CLEAR(*handle_field(self, st->handle.cancelled));
     if (free_list->count < FREE_HANDLES)
         free_list->items[free_list->count++] = self;
     else
@@ -276,16 +295,25 @@ static PyMethodDef timer_methods[] = {
     {0},
 };
 
+#define COMMON_FIELDS                                                               \
+    {"_cancelled", get_cancelled, put_cancelled, "Was it cancelled?", NULL},        \
+        {"_repr", get_none, NULL, "None: in debug mode asyncio's are used.", NULL}, \
+        {"_source_traceback", get_none, NULL, "None, likewise.", NULL},             \
+        {0}
+
+static PyGetSetDef handle_fields[] = {COMMON_FIELDS};
+
 static PyGetSetDef timer_fields[] = {
     {"_when", timer_get_when, NULL, "When it is due, by the loop's clock.", NULL},
     {"_order", timer_get_order, NULL, "Which of two that are due at once is first.", NULL},
     {"_scheduled", timer_get_scheduled, timer_put_scheduled, "Is it in the heap?", NULL},
-    {0},
+    COMMON_FIELDS,
 };
 
 static PyType_Slot handle_slots[] = {
     {Py_tp_doc, "A callback that call_soon has scheduled."},
     {Py_tp_methods, handle_methods},
+    {Py_tp_getset, handle_fields},
     {Py_tp_traverse, handle_traverse},
     {Py_tp_clear, handle_clear},
     {Py_tp_dealloc, handle_dealloc},
@@ -325,9 +353,6 @@ static int find_places(PyObject *base, struct handle_places *at)
     at->loop = place_of(base, "_loop");
     at->callback = place_of(base, "_callback");
     at->args = place_of(base, "_args");
-    at->cancelled = place_of(base, "_cancelled");
-    at->repr = place_of(base, "_repr");
-    at->traceback = place_of(base, "_source_traceback");
     return PyErr_Occurred() ? -1 : 0;
 }
 
@@ -353,8 +378,8 @@ int handle_setup(PyObject *module, struct state *st)
     PyObject *timer = asyncio ? PyObject_GetAttrString(asyncio, "TimerHandle") : NULL;
     int rc = -1;
     if (base && timer && find_places(base, &st->handle) == 0) {
-        st->timer_base = ((PyTypeObject *)timer)->tp_basicsize;
-        st->Handle = derive(module, "pyloop._fastpath.Handle", base, 0, handle_slots);
+        st->Handle = derive(module, "pyloop._fastpath.Handle", base, sizeof(struct handle_part),
+                            handle_slots);
         st->TimerHandle = derive(module, "pyloop._fastpath.TimerHandle", timer,
                                  sizeof(struct timer_part), timer_slots);
         rc = st->Handle && st->TimerHandle ? 0 : -1;

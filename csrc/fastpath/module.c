@@ -142,6 +142,7 @@ static int fastpath_clear(PyObject *module)
     for (int i = 0; i < TWIN_COUNT; i++)
         Py_CLEAR(st->twins[i]);
     Py_CLEAR(st->empty_tuple);
+    Py_CLEAR(st->context_seen);
     for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++)
         Py_CLEAR(*(PyObject **)((char *)st + names[i].place));
     return 0;

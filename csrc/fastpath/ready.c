@@ -2,6 +2,10 @@
  *
  *     items [ . . h h h h . . )       first                  first + count: behind the last
  *
+ * The collector looks at some hundred new objects at a time, and in a busy loop most of those are handles. So a Handle
+ * of call_soon is not tracked while nobody else has it: the queue answers for what it holds. One that somebody keeps
+ * is tracked when it leaves the queue.
+ *
  * What asyncio and other programs do to a loop's `_ready`, a deque, is here under the same names. */
 #include "fastpath.h"
 
@@ -37,12 +41,20 @@ int ready_push(struct ready *r, PyObject *handle)
     return 0;
 }
 
+/* It leaves the queue, into hands that the collector has to know of. */
+static PyObject *hand_out(PyObject *handle)
+{
+    if (PyObject_IS_GC(handle) && !PyObject_GC_IsTracked(handle))
+        PyObject_GC_Track(handle);
+    return handle;
+}
+
 PyObject *ready_pop(struct ready *r)
 {
     PyObject *handle = r->items[r->first];
     r->first = (r->first + 1) & (r->cap - 1);
     r->count--;
-    return handle;
+    return Py_REFCNT(handle) > 1 ? hand_out(handle) : handle;
 }
 
 /* ---- as a deque ---- */
@@ -74,13 +86,13 @@ static PyObject *refuse_empty(void)
 static PyObject *ready_popleft(PyObject *self, PyObject *Py_UNUSED(nothing))
 {
     struct ready *r = (struct ready *)self;
-    return r->count ? ready_pop(r) : refuse_empty();
+    return r->count ? hand_out(ready_pop(r)) : refuse_empty();
 }
 
 static PyObject *ready_popright(PyObject *self, PyObject *Py_UNUSED(nothing))
 {
     struct ready *r = (struct ready *)self;
-    return r->count ? r->items[place(r, --r->count)] : refuse_empty();
+    return r->count ? hand_out(r->items[place(r, --r->count)]) : refuse_empty();
 }
 
 static int ready_clear_items(PyObject *self)
@@ -128,13 +140,32 @@ static PyObject *ready_repr(PyObject *self)
     return text;
 }
 
+static int visit_handle(const struct ready *r, PyObject *handle, visitproc visit, void *arg)
+{
+    Py_VISIT(handle);
+    bool is_own = Py_IS_TYPE(handle, r->st->Handle) && Py_REFCNT(handle) == 1;
+    return is_own && !PyObject_GC_IsTracked(handle) ? handle_traverse(handle, visit, arg) : 0;
+}
+
 static int ready_traverse(PyObject *self, visitproc visit, void *arg)
 {
-    struct ready *r = (struct ready *)self;
+    const struct ready *r = (struct ready *)self;
     Py_VISIT(Py_TYPE(self));
-    for (Py_ssize_t i = 0; i < r->count; i++)
-        Py_VISIT(r->items[place(r, i)]);
+    for (Py_ssize_t i = 0; i < r->count; i++) {
+        int stop = visit_handle(r, r->items[place(r, i)], visit, arg);
+        if (stop)
+            return stop;
+    }
     return 0;
+}
+
+static PyObject *ready_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
+                           PyObject *Py_UNUSED(kwargs))
+{
+    struct ready *r = (struct ready *)type->tp_alloc(type, 0);
+    if (r)
+        r->st = state_of(type);
+    return (PyObject *)r;
 }
 
 static void ready_dealloc(PyObject *self)
@@ -161,7 +192,7 @@ static PyType_Slot slots[] = {
     {Py_tp_doc, "The handles that a loop is to run, first in, first out."},
     {Py_tp_methods, methods},
     {Py_tp_repr, ready_repr},
-    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_new, ready_new},
     {Py_tp_traverse, ready_traverse},
     {Py_tp_clear, ready_clear_items},
     {Py_tp_dealloc, ready_dealloc},

@@ -9,9 +9,9 @@ static bool is_ours(const struct state *st, PyObject *timer)
     return Py_IS_TYPE(timer, st->TimerHandle);
 }
 
-static bool ours_before(const struct state *st, PyObject *a, PyObject *b)
+static bool ours_before(PyObject *a, PyObject *b)
 {
-    const struct timer_part *x = timer_part(st, a), *y = timer_part(st, b);
+    const struct timer_part *x = timer_part(a), *y = timer_part(b);
     return x->when < y->when || (x->when == y->when && x->order < y->order);
 }
 
@@ -20,7 +20,7 @@ static int is_before(const struct state *st, PyObject *list, Py_ssize_t count, P
                      PyObject *b)
 {
     if (is_ours(st, a) && is_ours(st, b))
-        return ours_before(st, a, b);
+        return ours_before(a, b);
     Py_INCREF(a);
     Py_INCREF(b);
     int before = PyObject_RichCompareBool(a, b, Py_LT);
@@ -116,14 +116,14 @@ static int truth_of(PyObject *object, const char *name)
 int handle_is_cancelled(const struct state *st, PyObject *handle)
 {
     if (is_ours(st, handle) || Py_IS_TYPE(handle, st->Handle))
-        return *handle_field(handle, st->handle.cancelled) == Py_True;
+        return handle_part(handle)->cancelled;
     return truth_of(handle, "_cancelled");
 }
 
 int timer_when(const struct state *st, PyObject *timer, double *when)
 {
     if (is_ours(st, timer)) {
-        *when = timer_part(st, timer)->when;
+        *when = timer_part(timer)->when;
         return 0;
     }
     PyObject *value = PyObject_GetAttrString(timer, "_when");
@@ -136,20 +136,20 @@ int timer_set_scheduled(const struct state *st, PyObject *timer, bool scheduled)
 {
     if (!is_ours(st, timer))
         return PyObject_SetAttrString(timer, "_scheduled", scheduled ? Py_True : Py_False);
-    timer_part(st, timer)->scheduled = scheduled;
+    timer_part(timer)->scheduled = scheduled;
     return 0;
 }
 
 /* TimerHandle.__lt__(other), for one that is not ours: by _when, then by _order, which asyncio's have not. */
 PyObject *timer_before(PyObject *self, PyObject *other)
 {
-    struct state *st = state_of(Py_TYPE(self));
+    const struct state *st = handle_part(self)->st;
     double when;
     if (is_ours(st, other))
-        return PyBool_FromLong(ours_before(st, self, other));
+        return PyBool_FromLong(ours_before(self, other));
     if (timer_when(st, other, &when) < 0)
         return NULL;
-    const struct timer_part *ours = timer_part(st, self);
+    const struct timer_part *ours = timer_part(self);
     if (ours->when != when)
         return PyBool_FromLong(ours->when < when);
     PyObject *order = PyObject_GetAttrString(other, "_order");

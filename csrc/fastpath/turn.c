@@ -43,7 +43,12 @@ static bool is_rare(const struct turn *t, Py_ssize_t count, Py_ssize_t least, Py
     if (!names)
         return false;
     PyObject *name = PyTuple_GET_SIZE(names) == 1 ? PyTuple_GET_ITEM(names, 0) : NULL;
-    return name != t->st->s_context; /* names in code are interned */
+    if (name == t->st->s_context || name == t->st->context_seen)
+        return name == NULL;
+    if (!name || PyUnicode_Compare(name, t->st->s_context) != 0)
+        return true;
+    Py_XSETREF(t->st->context_seen, Py_NewRef(name)); /* asyncio's C code has one that is not interned */
+    return false;
 }
 
 static PyObject *schedule_soon(struct turn *t, PyObject *const *args, Py_ssize_t count,
@@ -113,7 +118,10 @@ static PyObject *schedule_at(struct turn *t, double when, PyObject *const *args,
                                  names ? args[count] : NULL);
     if (!timer)
         return NULL;
-    *timer_part(st, timer) = (struct timer_part){when, t->order++, true};
+    struct timer_part *part = timer_part(timer);
+    part->when = when;
+    part->order = t->order++;
+    part->scheduled = true;
     if (timers_push(st, t->scheduled, timer) < 0)
         Py_CLEAR(timer);
     return timer;
