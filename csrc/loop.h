@@ -26,7 +26,7 @@
 #include "wake.h"
 
 #define READ_BUDGET_BYTES (64u * 1024u) /* received from one conn in one tick, at most */
-#define RAW_BUDGET_BYTES ARENA_BYTES    /* the same without framing: one message, however long */
+#define RAW_BUDGET_BYTES RECEIVE_BYTES  /* the same without framing: one message, however long */
 #define CONN_BUDGET_EVENTS 1024u        /* messages of one conn in one tick, at most */
 #define DATAGRAM_BUDGET 32u             /* received from one socket in one tick, at most */
 #define SEND_NOW_BYTES 4096u            /* a datagram of this size is not queued if the kernel takes it */
