@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "out.h"
 #include "sock.h"
@@ -28,21 +29,6 @@ void conn_free(struct conn *c, struct chunk_pool *pool)
     buf_fini(&c->in);
     queue_fini(&c->out, pool);
     free(c);
-}
-
-uint32_t conn_interest(const struct conn *c)
-{
-    uint32_t flags = c->flags;
-    if (flags & CONN_DEAD)
-        return 0;
-    uint32_t interest = flags & CONN_BLOCKED ? PL_WRITE : 0;
-    if (flags & CONN_PEER_EOF)
-        return interest;
-    if (flags & (CONN_CLOSING | CONN_LINGERING) && conn_is(c, PL_BORROWED))
-        return interest;
-    if (flags & (CONN_CLOSING | CONN_LINGERING))
-        return interest | PL_READ; /* to discard: a peer that only writes would never read our end */
-    return conn_is_reading(c) && !(flags & CONN_DRAIN) ? interest | PL_READ : interest;
 }
 
 /* Take what the kernel took off the front of the spans. */
@@ -77,11 +63,23 @@ static int send_at_once(struct conn *c, struct span *spans, int n, size_t len)
     return taken ? PL_E_INCOMPLETE : 0;
 }
 
+static void copy_spans(uint8_t *to, const struct span *spans, int n)
+{
+    for (int i = 0; i < n; to += spans[i++].len)
+        if (spans[i].len)
+            memcpy(to, spans[i].data, spans[i].len);
+}
+
 static int queue_spans(struct conn *c, struct chunk_pool *pool, struct span *spans, int n)
 {
     size_t len = 0;
     for (int i = 0; i < n; i++)
         len += spans[i].len;
+    uint8_t *to = queue_extend(&c->out, len);
+    if (to) { /* something is queued, so nothing may overtake it */
+        copy_spans(to, spans, n);
+        return 0;
+    }
     int began = 0;
     bool at_once = len >= AT_ONCE_BYTES || conn_is(c, PL_PIPE);
     if (at_once && !c->out.len && !(c->flags & CONN_BLOCKED))
@@ -95,19 +93,15 @@ static int queue_spans(struct conn *c, struct chunk_pool *pool, struct span *spa
 int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, size_t len, int framed)
 {
     const struct pl_framing *framing = &c->group->options.framing;
+    struct span alone = {data, len};
     struct pl_wrap wrap;
-    struct span spans[3] = {{data, len}};
-    int n = 1;
-    if (framed && framing->kind != PL_RAW) {
-        int rc = pl_framing_wrap(framing, data, len, &wrap);
-        if (rc < 0)
-            return rc;
-        spans[0] = (struct span){wrap.head, wrap.head_len};
-        spans[1] = (struct span){data, len};
-        spans[2] = (struct span){wrap.tail, wrap.tail_len};
-        n = 3;
-    }
-    return queue_spans(c, pool, spans, n);
+    if (!framed || framing->kind == PL_RAW)
+        return queue_spans(c, pool, &alone, 1);
+    int rc = pl_framing_wrap(framing, data, len, &wrap);
+    if (rc < 0)
+        return rc;
+    struct span spans[3] = {{wrap.head, wrap.head_len}, alone, {wrap.tail, wrap.tail_len}};
+    return queue_spans(c, pool, spans, 3);
 }
 
 int conn_queue_mapped(struct conn *c, struct chunk_pool *pool, struct pl_mapping *m, size_t start,
