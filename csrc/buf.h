@@ -60,17 +60,9 @@ struct queue {
     size_t len; /* live bytes in all chunks */
 };
 
-/* `len` bytes more in the last chunk, which the caller fills: the quick way for one small message behind another.
- * NULL: it has no room for them, or there is none. */
-static inline uint8_t *queue_extend(struct queue *q, size_t len)
-{
-    struct chunk *tail = q->tail;
-    if (!tail || tail->mapping || tail->cap - tail->end < len)
-        return NULL;
-    tail->end += len;
-    q->len += len;
-    return tail->data + tail->end - len;
-}
+/* `len` bytes more at the back, in one piece, which the caller fills. NULL: they would not fit into the last chunk, or
+ * the first; or no memory. */
+uint8_t *queue_extend(struct queue *q, struct chunk_pool *pool, size_t len);
 
 /* Copy n spans to the back as one: all of it or, with -ENOMEM, nothing. */
 int queue_push(struct queue *q, struct chunk_pool *pool, const struct span *spans, int n);

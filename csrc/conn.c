@@ -75,17 +75,16 @@ static int queue_spans(struct conn *c, struct chunk_pool *pool, struct span *spa
     size_t len = 0;
     for (int i = 0; i < n; i++)
         len += spans[i].len;
-    uint8_t *to = queue_extend(&c->out, len);
-    if (to) { /* something is queued, so nothing may overtake it */
-        copy_spans(to, spans, n);
-        return 0;
-    }
     int began = 0;
-    bool at_once = len >= AT_ONCE_BYTES || conn_is(c, PL_PIPE);
-    if (at_once && !c->out.len && !(c->flags & CONN_BLOCKED))
+    if ((len >= AT_ONCE_BYTES || conn_is(c, PL_PIPE)) && !c->out.len && !(c->flags & CONN_BLOCKED))
         began = send_at_once(c, spans, n, len);
     if (began == 1)
         return 0;
+    uint8_t *to = began == 0 ? queue_extend(&c->out, pool, len) : NULL;
+    if (to) {
+        copy_spans(to, spans, n);
+        return 0;
+    }
     int rc = queue_push(&c->out, pool, spans, n);
     return rc < 0 && began < 0 ? began : rc;
 }
