@@ -89,6 +89,16 @@ static int queue_spans(struct conn *c, struct chunk_pool *pool, struct span *spa
     return rc < 0 && began < 0 ? began : rc;
 }
 
+/* What goes around a message is a few bytes, mostly one, which a call of memcpy is not worth. */
+static inline uint8_t *copy_few(uint8_t *to, const uint8_t *from, uint32_t len)
+{
+    if (len == 1)
+        *to = *from;
+    else if (len)
+        memcpy(to, from, len);
+    return to + len;
+}
+
 int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, size_t len, int framed)
 {
     const struct pl_framing *framing = &c->group->options.framing;
@@ -99,8 +109,18 @@ int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, siz
     int rc = pl_framing_wrap(framing, data, len, &wrap);
     if (rc < 0)
         return rc;
-    struct span spans[3] = {{wrap.head, wrap.head_len}, alone, {wrap.tail, wrap.tail_len}};
-    return queue_spans(c, pool, spans, 3);
+    uint8_t *to = NULL;
+    if (c->out.len) /* one small message behind another */
+        to = queue_extend(&c->out, pool, wrap.head_len + len + wrap.tail_len);
+    if (!to) {
+        struct span spans[3] = {{wrap.head, wrap.head_len}, alone, {wrap.tail, wrap.tail_len}};
+        return queue_spans(c, pool, spans, 3);
+    }
+    to = copy_few(to, wrap.head, wrap.head_len);
+    if (len)
+        memcpy(to, data, len);
+    copy_few(to + len, wrap.tail, wrap.tail_len);
+    return 0;
 }
 
 int conn_queue_mapped(struct conn *c, struct chunk_pool *pool, struct pl_mapping *m, size_t start,
