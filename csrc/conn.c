@@ -12,6 +12,7 @@
 #include "sock.h"
 
 #define AT_ONCE_BYTES (CHUNK_BYTES + 1) /* what needs a chunk of its own is not worth the copy */
+#define AT_ONCE_CHUNKS 17               /* with so many before it, at most: 64 KiB */
 
 struct conn *conn_new(struct group *group, int fd, int64_t now)
 {
@@ -42,25 +43,44 @@ static void skip(struct span *spans, int n, size_t taken)
     }
 }
 
-/* Offer a large message to the kernel from where it lies. 1: it took all; 0: what is left in the spans is to be
- * queued; PL_E_INCOMPLETE: so it is, and the rest must not be lost. */
-static int send_at_once(struct conn *c, struct span *spans, int n, size_t len)
+/* What is queued, as the first entries; or -1: it is too much for that, or not all of it is bytes that we own. */
+static int queued_before(const struct queue *q, struct iovec *iov)
 {
-    struct iovec iov[3];
+    int n = 0;
+    for (const struct chunk *c = q->head; c; c = c->next) {
+        if (n == AT_ONCE_CHUNKS || c->mapping)
+            return -1;
+        iov[n++] = (struct iovec){c->bytes + c->start, c->end - c->start};
+    }
+    return n;
+}
+
+/* Offer a large message to the kernel from where it lies, behind what is queued. 1: it took all; 0: what is left in the
+ * spans is to be queued; PL_E_INCOMPLETE: so it is, and the rest must not be lost. */
+static int send_at_once(struct conn *c, struct chunk_pool *pool, struct span *spans, int n,
+                        size_t len)
+{
+    struct iovec iov[AT_ONCE_CHUNKS + 3];
+    int before = queued_before(&c->out, iov);
+    if (before < 0)
+        return 0;
     for (int i = 0; i < n; i++)
-        iov[i] = (struct iovec){(void *)(uintptr_t)spans[i].data, spans[i].len};
-    int64_t taken = sock_send(c->fd, iov, n, conn_is(c, PL_PIPE));
+        iov[before + i] = (struct iovec){(void *)(uintptr_t)spans[i].data, spans[i].len};
+    int64_t taken = sock_send(c->fd, iov, before + n, conn_is(c, PL_PIPE));
     (*c->group->loop_counters)->sends++;
     if (taken < 0)
         return 0; /* the flush finds it again, or the room */
     c->group->counters->bytes_out += (uint64_t)taken;
     (*c->group->loop_counters)->bytes_out += (uint64_t)taken;
     c->active_ns = sock_now(); /* the loop's own time is that of the batch */
-    if ((size_t)taken == len)
+    size_t old = (size_t)taken < c->out.len ? (size_t)taken : c->out.len;
+    size_t own = (size_t)taken - old;
+    queue_pop(&c->out, pool, old);
+    if (own == len)
         return 1;
-    skip(spans, n, (size_t)taken);
+    skip(spans, n, own);
     c->flags |= CONN_BLOCKED;
-    return taken ? PL_E_INCOMPLETE : 0;
+    return own ? PL_E_INCOMPLETE : 0;
 }
 
 static void copy_spans(uint8_t *to, const struct span *spans, int n)
@@ -76,8 +96,8 @@ static int queue_spans(struct conn *c, struct chunk_pool *pool, struct span *spa
     for (int i = 0; i < n; i++)
         len += spans[i].len;
     int began = 0;
-    if ((len >= AT_ONCE_BYTES || conn_is(c, PL_PIPE)) && !c->out.len && !(c->flags & CONN_BLOCKED))
-        began = send_at_once(c, spans, n, len);
+    if ((len >= AT_ONCE_BYTES || conn_is(c, PL_PIPE)) && !(c->flags & CONN_BLOCKED))
+        began = send_at_once(c, pool, spans, n, len);
     if (began == 1)
         return 0;
     uint8_t *to = began == 0 ? queue_extend(&c->out, pool, len) : NULL;

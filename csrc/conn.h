@@ -115,9 +115,9 @@ static inline uint32_t conn_interest(const struct conn *c)
     return conn_is_reading(c) && !(flags & CONN_DRAIN) ? interest | PL_READ : interest;
 }
 
-/* Queue one message: framed by the group's framing, or as it is. A large one goes to the kernel at once as far as
- * it takes it (CONN_BLOCKED: not all), which errors only put off to the next flush. 0; -ENOMEM; pl_framing_wrap's
- * PL_E_*; PL_E_INCOMPLETE: no memory for the rest of what the kernel began to take. */
+/* Queue one message: framed by the group's framing, or as it is. A large one goes to the kernel at once, with what is
+ * queued before it, as far as it takes them (CONN_BLOCKED: not all), which errors only put off to the next flush. 0;
+ * -ENOMEM; pl_framing_wrap's PL_E_*; PL_E_INCOMPLETE: no memory for the rest of what the kernel began to take. */
 int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, size_t len,
                int framed);
 
