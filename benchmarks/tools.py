@@ -27,8 +27,10 @@ PROGRAMS = {
     "floor_epoll": ["floor_epoll.c"],
     "floor_select": ["floor_select.c"],
     "floor_ring": ["floor_ring.c"],
+    "core_echo": ["core_echo.c", *map(str, sorted((ROOT / "csrc").glob("*.c")))],
 }
-CFLAGS = ["-O2", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra"]
+CFLAGS = ["-O2", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-I../csrc", "-pthread"]
+LIBS = ["-lrt"]  # shm_open, before glibc 2.34
 
 
 class CannotRun(Exception):
@@ -41,7 +43,8 @@ def compile_tools() -> None:
     if not sys.platform.startswith("linux"):
         raise CannotRun("the benchmarks need Linux (epoll, /proc, CPU affinity)")
     BUILD.mkdir(parents=True, exist_ok=True)
-    newest = max(path.stat().st_mtime for path in HERE.glob("*.[ch]"))
+    parts = [*HERE.glob("*.[ch]"), *(ROOT / "csrc").glob("*.[ch]")]
+    newest = max(path.stat().st_mtime for path in parts)
     for name, sources in PROGRAMS.items():
         target = BUILD / name
         if target.exists() and target.stat().st_mtime > newest:
@@ -50,7 +53,7 @@ def compile_tools() -> None:
             raise CannotRun("no C compiler: install cc, gcc or clang, or set CC")
         fresh = BUILD / f"{name}.{os.getpid()}"  # others may run the old one, or compile too
         command = [*compiler.split(), *CFLAGS, "-o", str(fresh)]
-        done = subprocess.run([*command, *sources], cwd=HERE, capture_output=True, text=True)
+        done = subprocess.run([*command, *sources, *LIBS], cwd=HERE, capture_output=True, text=True)
         if done.returncode:
             raise CannotRun(f"compiling {name} failed:\n{done.stderr}")
         fresh.replace(target)
