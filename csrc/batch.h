@@ -12,6 +12,7 @@
 
 #define RECEIVE_BYTES (256u * 1024u) /* at most, in one call */
 #define ARENA_BYTES (2 * RECEIVE_BYTES)
+#define ARENA_START_BYTES 64u /* where the first receive of a tick goes, in whole pages: see batch.c */
 #define ARENA_STOP_BYTES RECEIVE_BYTES /* with less than this left, gathering goes on in the next tick */
 #define EVENTS_SPARE 8u                /* what one conn may need beyond its messages */
 
