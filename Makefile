@@ -96,7 +96,7 @@ FORCE:
 WARN := -Wall -Wextra -Wshadow -Wconversion
 SAN := -std=c11 -D_GNU_SOURCE -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all $(WARN) \
 	-Icsrc -Itests/c -pthread
-WRAP := -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc
+WRAP := -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
 C_SOURCES := $(sort $(wildcard csrc/*.c))
 LIBS := -lrt # shm_open, before glibc 2.34
 ifneq ($(shell uname -s),Linux)

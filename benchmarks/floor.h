@@ -29,14 +29,14 @@ struct rest { /* by fd: output that the kernel did not take */
 static volatile sig_atomic_t stopped;
 static char buffer[BUFFER];
 
-static void on_signal(int number)
+static inline void on_signal(int number)
 {
     (void)number;
     stopped = 1;
 }
 
 /* Listen on a free port of 127.0.0.1 and print it. The listening fd; exits on failure. */
-static int listen_and_tell(void)
+static inline int listen_and_tell(void)
 {
     struct sockaddr_in at = {.sin_family = AF_INET};
     struct sigaction action = {.sa_handler = on_signal};
@@ -61,7 +61,7 @@ static int listen_and_tell(void)
 }
 
 /* The next conn, non-blocking and without Nagle, or -1. */
-static int accept_one(int listener)
+static inline int accept_one(int listener)
 {
     int on = 1, fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK);
     if (fd >= 0) {
@@ -70,7 +70,7 @@ static int accept_one(int listener)
     return fd;
 }
 
-static int keep_rest(struct rest *r, const char *bytes, size_t len)
+static inline int keep_rest(struct rest *r, const char *bytes, size_t len)
 {
     r->bytes = malloc(len);
     if (!r->bytes) {
@@ -83,7 +83,7 @@ static int keep_rest(struct rest *r, const char *bytes, size_t len)
 }
 
 /* One read, one write. 0: done; 1: a rest is kept, wait until writable; -1: close. */
-static int echo_once(int fd, struct rest *r)
+static inline int echo_once(int fd, struct rest *r)
 {
     ssize_t got = recv(fd, buffer, BUFFER, 0);
     if (got <= 0) {
@@ -103,7 +103,7 @@ static int echo_once(int fd, struct rest *r)
 }
 
 /* Write the rest. 0: it has left; 1: not yet; -1: close. */
-static int send_rest(int fd, struct rest *r)
+static inline int send_rest(int fd, struct rest *r)
 {
     ssize_t sent = send(fd, r->bytes + r->at, r->len - r->at, MSG_NOSIGNAL);
     if (sent < 0) {
@@ -118,7 +118,7 @@ static int send_rest(int fd, struct rest *r)
     return 0;
 }
 
-static void close_one(int fd, struct rest *r)
+static inline void close_one(int fd, struct rest *r)
 {
     free(r->bytes);
     *r = (struct rest){0};

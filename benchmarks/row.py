@@ -40,7 +40,7 @@ class Peer:
     def command(self, python: str, framing: str | None) -> list[str]:
         """The command line that starts this server."""
         if not self.program.endswith(".py"):
-            return [str(tools.BUILD / self.program)]
+            return [str(tools.BUILD / self.program), *self.args, "--framing", framing]
         script = str(tools.HERE / "servers" / self.program)
         return [python, script, *self.args, *(["--framing", framing] if framing else [])]
 

@@ -29,8 +29,10 @@ PROGRAMS = {
     "floor_epoll": ["floor_epoll.c"],
     "floor_select": ["floor_select.c"],
     "floor_ring": ["floor_ring.c"],
+    "core_echo": ["core_echo.c", *map(str, sorted((ROOT / "csrc").glob("*.c")))],
 }
-CFLAGS = ["-O2", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra"]
+CFLAGS = ["-O2", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-I../csrc", "-pthread"]
+LIBS = ["-lrt"]  # shm_open, before glibc 2.34
 LIBRARIES = {"load_tls": ["-DLOAD_TLS", "-lssl", "-lcrypto"]}
 OPTIONAL = {"load_tls"}  # left out where there are no headers of OpenSSL
 
@@ -45,7 +47,8 @@ def compile_tools() -> None:
     if not sys.platform.startswith("linux"):
         raise CannotRun("the benchmarks need Linux (epoll, /proc, CPU affinity)")
     BUILD.mkdir(parents=True, exist_ok=True)
-    newest = max(path.stat().st_mtime for path in HERE.glob("*.[ch]"))
+    parts = [*HERE.glob("*.[ch]"), *(ROOT / "csrc").glob("*.[ch]")]
+    newest = max(path.stat().st_mtime for path in parts)
     for name, sources in PROGRAMS.items():
         target = BUILD / name
         if target.exists() and target.stat().st_mtime > newest:
@@ -53,7 +56,8 @@ def compile_tools() -> None:
         if not compiler:
             raise CannotRun("no C compiler: install cc, gcc or clang, or set CC")
         fresh = BUILD / f"{name}.{os.getpid()}"  # others may run the old one, or compile too
-        command = [*compiler.split(), *CFLAGS, "-o", str(fresh), *sources, *LIBRARIES.get(name, ())]
+        command = [*compiler.split(), *CFLAGS, "-o", str(fresh), *sources]
+        command += [*LIBRARIES.get(name, ()), *LIBS]
         done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
         if done.returncode and name in OPTIONAL and "fatal error: openssl/" in done.stderr:
             target.unlink(missing_ok=True)

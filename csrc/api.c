@@ -6,18 +6,6 @@
 #include "loop.h"
 #include "sock.h"
 
-struct conn *conn_find(struct pl_loop *loop, uint64_t id, int *rc)
-{
-    *rc = loop_guard(loop);
-    if (*rc < 0)
-        return NULL;
-    struct conn *c = table_get(&loop->table, id);
-    if (c && !(c->flags & CONN_DEAD))
-        return c;
-    *rc = -ESTALE;
-    return NULL;
-}
-
 int pl_conn_open(struct pl_loop *loop, int group, int fd, uint64_t *id)
 {
     int rc = loop_guard(loop);

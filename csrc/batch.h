@@ -2,15 +2,18 @@
  *
  *     events [ e0 e1 e2 ............ PL_EVENTS_MAX )    arena [ used | tail: receive here )
  *
- * Both are allocated once and reused; pages that no tick has touched cost nothing. No I/O. */
+ * Both are allocated once and reused; pages that no tick has touched cost nothing. Who finds room in a batch has room
+ * for a whole receive: a message that is cut in two for want of it would cost twice. No I/O. */
 #ifndef PYLOOP_BATCH_H
 #define PYLOOP_BATCH_H
 
 #include "buf.h"
 #include "pyloop.h"
 
-#define ARENA_BYTES (256u * 1024u)
-#define ARENA_STOP_BYTES (16u * 1024u) /* with less than this left, gathering goes on in the next tick */
+#define RECEIVE_BYTES (256u * 1024u) /* at most, in one call */
+#define ARENA_BYTES (2 * RECEIVE_BYTES)
+#define ARENA_START_BYTES 64u /* where the first receive of a tick goes, in whole pages: see batch.c */
+#define ARENA_STOP_BYTES RECEIVE_BYTES /* with less than this left, gathering goes on in the next tick */
 #define EVENTS_SPARE 8u                /* what one conn may need beyond its messages */
 
 struct batch {

@@ -179,6 +179,20 @@ static void queue_link(struct queue *q, struct chunk *c)
     q->tail = c;
 }
 
+uint8_t *queue_extend(struct queue *q, struct chunk_pool *pool, size_t len)
+{
+    struct chunk *c = q->tail;
+    if (!c && len > 0 && len <= CHUNK_BYTES && (c = chunk_new(pool, len))) {
+        queue_link(q, c);
+    }
+    if (!c || c->mapping || c->cap - c->end < len) {
+        return NULL;
+    }
+    c->end += len;
+    q->len += len;
+    return c->data + c->end - len;
+}
+
 int queue_push(struct queue *q, struct chunk_pool *pool, const struct span *spans, int n)
 {
     size_t len;

@@ -60,6 +60,10 @@ struct queue {
     size_t len; /* live bytes in all chunks */
 };
 
+/* `len` bytes more at the back, in one piece, which the caller fills. NULL: they would not fit into the last chunk, or
+ * the first; or no memory. */
+uint8_t *queue_extend(struct queue *q, struct chunk_pool *pool, size_t len);
+
 /* Copy n spans to the back as one: all of it or, with -ENOMEM, nothing. */
 int queue_push(struct queue *q, struct chunk_pool *pool, const struct span *spans, int n);
 

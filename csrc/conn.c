@@ -6,11 +6,13 @@
 #include <errno.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "out.h"
 #include "sock.h"
 
 #define AT_ONCE_BYTES (CHUNK_BYTES + 1) /* what needs a chunk of its own is not worth the copy */
+#define AT_ONCE_CHUNKS 17               /* with so many before it, at most: 64 KiB */
 
 struct conn *conn_new(struct group *group, int fd, int64_t now)
 {
@@ -30,21 +32,6 @@ void conn_free(struct conn *c, struct chunk_pool *pool)
     free(c);
 }
 
-uint32_t conn_interest(const struct conn *c)
-{
-    uint32_t flags = c->flags;
-    if (flags & CONN_DEAD)
-        return 0;
-    uint32_t interest = flags & CONN_BLOCKED ? PL_WRITE : 0;
-    if (flags & CONN_PEER_EOF)
-        return interest;
-    if (flags & (CONN_CLOSING | CONN_LINGERING) && conn_is(c, PL_BORROWED))
-        return interest;
-    if (flags & (CONN_CLOSING | CONN_LINGERING))
-        return interest | PL_READ; /* to discard: a peer that only writes would never read our end */
-    return conn_is_reading(c) && !(flags & CONN_DRAIN) ? interest | PL_READ : interest;
-}
-
 /* Take what the kernel took off the front of the spans. */
 static void skip(struct span *spans, int n, size_t taken)
 {
@@ -56,25 +43,51 @@ static void skip(struct span *spans, int n, size_t taken)
     }
 }
 
-/* Offer a large message to the kernel from where it lies. 1: it took all; 0: what is left in the spans is to be
- * queued; PL_E_INCOMPLETE: so it is, and the rest must not be lost. */
-static int send_at_once(struct conn *c, struct span *spans, int n, size_t len)
+/* What is queued, as the first entries; or -1: it is too much for that, or not all of it is bytes that we own. */
+static int queued_before(const struct queue *q, struct iovec *iov)
 {
-    struct iovec iov[3];
+    int n = 0;
+    for (const struct chunk *c = q->head; c; c = c->next) {
+        if (n == AT_ONCE_CHUNKS || c->mapping)
+            return -1;
+        iov[n++] = (struct iovec){c->bytes + c->start, c->end - c->start};
+    }
+    return n;
+}
+
+/* Offer a large message to the kernel from where it lies, behind what is queued. 1: it took all; 0: what is left in the
+ * spans is to be queued; PL_E_INCOMPLETE: so it is, and the rest must not be lost. */
+static int send_at_once(struct conn *c, struct chunk_pool *pool, struct span *spans, int n,
+                        size_t len)
+{
+    struct iovec iov[AT_ONCE_CHUNKS + 3];
+    int before = queued_before(&c->out, iov);
+    if (before < 0)
+        return 0;
     for (int i = 0; i < n; i++)
-        iov[i] = (struct iovec){(void *)(uintptr_t)spans[i].data, spans[i].len};
-    int64_t taken = sock_send(c->fd, iov, n, conn_is(c, PL_PIPE));
+        iov[before + i] = (struct iovec){(void *)(uintptr_t)spans[i].data, spans[i].len};
+    int64_t taken = sock_send(c->fd, iov, before + n, conn_is(c, PL_PIPE));
     (*c->group->loop_counters)->sends++;
     if (taken < 0)
         return 0; /* the flush finds it again, or the room */
     c->group->counters->bytes_out += (uint64_t)taken;
     (*c->group->loop_counters)->bytes_out += (uint64_t)taken;
     c->active_ns = sock_now(); /* the loop's own time is that of the batch */
-    if ((size_t)taken == len)
+    size_t old = (size_t)taken < c->out.len ? (size_t)taken : c->out.len;
+    size_t own = (size_t)taken - old;
+    queue_pop(&c->out, pool, old);
+    if (own == len)
         return 1;
-    skip(spans, n, (size_t)taken);
+    skip(spans, n, own);
     c->flags |= CONN_BLOCKED;
-    return taken ? PL_E_INCOMPLETE : 0;
+    return own ? PL_E_INCOMPLETE : 0;
+}
+
+static void copy_spans(uint8_t *to, const struct span *spans, int n)
+{
+    for (int i = 0; i < n; to += spans[i++].len)
+        if (spans[i].len)
+            memcpy(to, spans[i].data, spans[i].len);
 }
 
 static int queue_spans(struct conn *c, struct chunk_pool *pool, struct span *spans, int n)
@@ -83,31 +96,51 @@ static int queue_spans(struct conn *c, struct chunk_pool *pool, struct span *spa
     for (int i = 0; i < n; i++)
         len += spans[i].len;
     int began = 0;
-    bool at_once = len >= AT_ONCE_BYTES || conn_is(c, PL_PIPE);
-    if (at_once && !c->out.len && !(c->flags & CONN_BLOCKED))
-        began = send_at_once(c, spans, n, len);
+    if ((len >= AT_ONCE_BYTES || conn_is(c, PL_PIPE)) && !(c->flags & CONN_BLOCKED))
+        began = send_at_once(c, pool, spans, n, len);
     if (began == 1)
         return 0;
+    uint8_t *to = began == 0 ? queue_extend(&c->out, pool, len) : NULL;
+    if (to) {
+        copy_spans(to, spans, n);
+        return 0;
+    }
     int rc = queue_push(&c->out, pool, spans, n);
     return rc < 0 && began < 0 ? began : rc;
+}
+
+/* What goes around a message is a few bytes, mostly one, which a call of memcpy is not worth. */
+static inline uint8_t *copy_few(uint8_t *to, const uint8_t *from, uint32_t len)
+{
+    if (len == 1)
+        *to = *from;
+    else if (len)
+        memcpy(to, from, len);
+    return to + len;
 }
 
 int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, size_t len, int framed)
 {
     const struct pl_framing *framing = &c->group->options.framing;
+    struct span alone = {data, len};
     struct pl_wrap wrap;
-    struct span spans[3] = {{data, len}};
-    int n = 1;
-    if (framed && framing->kind != PL_RAW) {
-        int rc = pl_framing_wrap(framing, data, len, &wrap);
-        if (rc < 0)
-            return rc;
-        spans[0] = (struct span){wrap.head, wrap.head_len};
-        spans[1] = (struct span){data, len};
-        spans[2] = (struct span){wrap.tail, wrap.tail_len};
-        n = 3;
+    if (!framed || framing->kind == PL_RAW)
+        return queue_spans(c, pool, &alone, 1);
+    int rc = pl_framing_wrap(framing, data, len, &wrap);
+    if (rc < 0)
+        return rc;
+    uint8_t *to = NULL;
+    if (c->out.len) /* one small message behind another */
+        to = queue_extend(&c->out, pool, wrap.head_len + len + wrap.tail_len);
+    if (!to) {
+        struct span spans[3] = {{wrap.head, wrap.head_len}, alone, {wrap.tail, wrap.tail_len}};
+        return queue_spans(c, pool, spans, 3);
     }
-    return queue_spans(c, pool, spans, n);
+    to = copy_few(to, wrap.head, wrap.head_len);
+    if (len)
+        memcpy(to, data, len);
+    copy_few(to + len, wrap.tail, wrap.tail_len);
+    return 0;
 }
 
 int conn_queue_mapped(struct conn *c, struct chunk_pool *pool, struct pl_mapping *m, size_t start,

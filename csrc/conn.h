@@ -87,9 +87,6 @@ struct conn {
 struct conn *conn_new(struct group *group, int fd, int64_t now); /* NULL: no memory. Borrows fd */
 void conn_free(struct conn *c, struct chunk_pool *pool);         /* frees what it holds; fd is not closed */
 
-/* PL_READ | PL_WRITE as its state wants them. */
-uint32_t conn_interest(const struct conn *c);
-
 static inline int conn_is(const struct conn *c, enum pl_flag flag)
 {
     return (c->group->options.flags & (uint32_t)flag) != 0;
@@ -102,9 +99,25 @@ static inline int conn_is_reading(const struct conn *c)
                          CONN_LINGERING | CONN_DEAD));
 }
 
-/* Queue one message: framed by the group's framing, or as it is. A large one goes to the kernel at once as far as
- * it takes it (CONN_BLOCKED: not all), which errors only put off to the next flush. 0; -ENOMEM; pl_framing_wrap's
- * PL_E_*; PL_E_INCOMPLETE: no memory for the rest of what the kernel began to take. */
+/* PL_READ | PL_WRITE as its state wants them. */
+static inline uint32_t conn_interest(const struct conn *c)
+{
+    uint32_t flags = c->flags;
+    if (flags & CONN_DEAD)
+        return 0;
+    uint32_t interest = flags & CONN_BLOCKED ? PL_WRITE : 0;
+    if (flags & CONN_PEER_EOF)
+        return interest;
+    if (flags & (CONN_CLOSING | CONN_LINGERING) && conn_is(c, PL_BORROWED))
+        return interest;
+    if (flags & (CONN_CLOSING | CONN_LINGERING))
+        return interest | PL_READ; /* to discard: a peer that only writes would never read our end */
+    return conn_is_reading(c) && !(flags & CONN_DRAIN) ? interest | PL_READ : interest;
+}
+
+/* Queue one message: framed by the group's framing, or as it is. A large one goes to the kernel at once, with what is
+ * queued before it, as far as it takes them (CONN_BLOCKED: not all), which errors only put off to the next flush. 0;
+ * -ENOMEM; pl_framing_wrap's PL_E_*; PL_E_INCOMPLETE: no memory for the rest of what the kernel began to take. */
 int conn_queue(struct conn *c, struct chunk_pool *pool, const uint8_t *data, size_t len,
                int framed);
 

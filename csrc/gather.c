@@ -165,6 +165,24 @@ static void receive_cipher(struct pl_loop *loop, struct conn *c)
     arena_commit(batch, round_up((size_t)n));
 }
 
+/* Without framing a receive is a message. */
+static void receive_raw(struct pl_loop *loop, struct conn *c)
+{
+    struct batch *batch = &loop->batch;
+    uint8_t *p = arena_tail(batch);
+    int64_t n = conn_receive(c, p, min_size(arena_room(batch), RAW_BUDGET_BYTES));
+    if (n > 0) {
+        const struct cut all = {0, (size_t)n, (size_t)n};
+        push_message(loop, c, p, &all);
+        arena_commit(batch, round_up((size_t)n));
+        c->group->counters->messages_in++;
+        c->active_ns = loop->now;
+        c->cut_end = p + n;
+    } else if (n < 0 && n != -EAGAIN) {
+        conn_kill(loop, c, (int)n);
+    }
+}
+
 static void receive_arena(struct pl_loop *loop, struct conn *c)
 {
     struct batch *batch = &loop->batch;
@@ -172,9 +190,7 @@ static void receive_arena(struct pl_loop *loop, struct conn *c)
     size_t held = buf_len(&c->in);
     if (held)
         memcpy(p, c->in.data + c->in.start, held);
-    bool raw = c->group->options.framing.kind == PL_RAW;
-    size_t budget = raw ? RAW_BUDGET_BYTES : READ_BUDGET_BYTES;
-    int64_t n = conn_receive(c, p + held, min_size(arena_room(batch) - held, budget));
+    int64_t n = conn_receive(c, p + held, min_size(arena_room(batch) - held, READ_BUDGET_BYTES));
     if (n > 0)
         cut_arena(loop, c, held + (size_t)n);
     else if (n < 0 && n != -EAGAIN)
@@ -206,6 +222,8 @@ static void receive(struct pl_loop *loop, struct conn *c)
         batch_push(&loop->batch, PL_EV_READABLE, c->id);
     else if (conn_is(c, PL_TLS))
         receive_cipher(loop, c);
+    else if (!c->in.data && c->group->options.framing.kind == PL_RAW)
+        receive_raw(loop, c);
     else if (buf_len(&c->in) <= SMALL_REST_BYTES)
         receive_arena(loop, c);
     else

@@ -76,9 +76,10 @@ void conn_abort(struct pl_loop *loop, struct conn *c, int reason)
 
 void conn_update(struct pl_loop *loop, struct conn *c)
 {
-    if (c->flags & CONN_DEAD)
+    uint32_t interest = conn_interest(c);
+    if (c->flags & CONN_DEAD || loop->fds[c->fd].interest == interest)
         return;
-    int rc = watch_set(loop, c->fd, OWNER_CONN, (uint32_t)c->id, conn_interest(c));
+    int rc = watch_set(loop, c->fd, OWNER_CONN, (uint32_t)c->id, interest);
     if (rc < 0)
         conn_kill(loop, c, rc);
 }

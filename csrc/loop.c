@@ -6,24 +6,11 @@
 #include "loop.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "sock.h"
-
-static uintptr_t this_thread(void) { return (uintptr_t)pthread_self(); }
-
-int loop_guard(const struct pl_loop *loop)
-{
-    if (!loop)
-        return -ESTALE;
-    if (loop_is_foreign(loop))
-        return PL_E_FORKED;
-    uintptr_t runner = atomic_load_explicit(&loop->runner, memory_order_relaxed);
-    return runner && runner != this_thread() ? PL_E_THREAD : 0;
-}
 
 /* ---- the tick ---- */
 
@@ -107,7 +94,8 @@ int pl_loop_tick(struct pl_loop *loop, int64_t timeout_ns)
         return rc;
     loop->tick++;
     batch_reset(&loop->batch);
-    loop->now = sock_now(); /* clocks that a close or a flush starts do not run for the handlers' time */
+    if (loop->flush || loop->dgrams.flush || loop->ready_at < loop->ready_count)
+        loop->now = sock_now(); /* clocks that a close or a flush starts do not run for the handlers' time */
     flush_all(loop);
     bury(loop); /* after the flush, which takes the dead off its list */
     dgrams_flush(loop);
@@ -278,7 +266,7 @@ int pl_loop_enter(struct pl_loop *loop)
     uintptr_t nobody = 0;
     if (loop_is_foreign(loop))
         return PL_E_FORKED;
-    if (!atomic_compare_exchange_strong(&loop->runner, &nobody, this_thread()))
+    if (!atomic_compare_exchange_strong(&loop->runner, &nobody, loop_thread()))
         return -EBUSY;
     loop->busy_since = sock_now(); /* the time that nobody ran it was no turn */
     start_busy(loop, loop->counters);

@@ -11,6 +11,8 @@
 #ifndef PYLOOP_LOOP_H
 #define PYLOOP_LOOP_H
 
+#include <errno.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 
@@ -26,7 +28,7 @@
 #include "wake.h"
 
 #define READ_BUDGET_BYTES (64u * 1024u) /* received from one conn in one tick, at most */
-#define RAW_BUDGET_BYTES ARENA_BYTES    /* the same without framing: one message, however long */
+#define RAW_BUDGET_BYTES RECEIVE_BYTES  /* the same without framing: one message, however long */
 #define CONN_BUDGET_EVENTS 1024u        /* messages of one conn in one tick, at most */
 #define DATAGRAM_BUDGET 32u             /* received from one socket in one tick, at most */
 #define SEND_NOW_BYTES 4096u            /* a datagram of this size is not queued if the kernel takes it */
@@ -105,12 +107,32 @@ struct pl_loop {
     struct pl_loop_counters own;
 };
 
-/* loop.c: 0, PL_E_FORKED or PL_E_THREAD. */
-int loop_guard(const struct pl_loop *loop);
+static inline uintptr_t loop_thread(void) { return (uintptr_t)pthread_self(); }
 static inline bool loop_is_foreign(const struct pl_loop *loop) { return !*loop->mark; }
 
-/* api.c: the conn of a live id, or NULL and the reason in *rc. */
-struct conn *conn_find(struct pl_loop *loop, uint64_t id, int *rc);
+/* 0, -ESTALE, PL_E_FORKED or PL_E_THREAD. */
+static inline int loop_guard(const struct pl_loop *loop)
+{
+    if (!loop)
+        return -ESTALE;
+    if (loop_is_foreign(loop))
+        return PL_E_FORKED;
+    uintptr_t runner = atomic_load_explicit(&loop->runner, memory_order_relaxed);
+    return runner && runner != loop_thread() ? PL_E_THREAD : 0;
+}
+
+/* The conn of a live id, or NULL and the reason in *rc. */
+static inline struct conn *conn_find(struct pl_loop *loop, uint64_t id, int *rc)
+{
+    *rc = loop_guard(loop);
+    if (*rc < 0)
+        return NULL;
+    struct conn *c = table_get(&loop->table, id);
+    if (c && !(c->flags & CONN_DEAD))
+        return c;
+    *rc = -ESTALE;
+    return NULL;
+}
 
 /* watch.c: set who owns `fd` and what it wants; moves `auto` to another poller when it must. 0 or -errno, as
  * pl_watch. Interest 0 with OWNER_NONE forgets the fd and never fails. */

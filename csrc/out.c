@@ -7,6 +7,7 @@
 #include "out.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdlib.h>
 
 #include "mapping.h"
@@ -27,22 +28,37 @@ static int is_whole(const struct queue *q, int n)
     return 1;
 }
 
-int out_send(struct queue *q, struct chunk_pool *pool, int fd, int is_pipe, size_t *sent)
+/* The first n chunks, some of them pieces of mappings perhaps. The count, -errno, or PL_E_TRUNCATED. */
+static int64_t send_chunks(const struct queue *q, int fd, int is_pipe, size_t *offered)
 {
     struct iovec iov[IOV_PER_SEND];
     int n = queue_iov(q, iov, IOV_PER_SEND);
-    size_t offered = 0;
+    *offered = 0;
     for (int i = 0; i < n; i++)
-        offered += iov[i].iov_len;
-    *sent = 0;
+        *offered += iov[i].iov_len;
     if (!is_whole(q, n))
         return PL_E_TRUNCATED;
     int64_t taken = sock_send(fd, iov, n, is_pipe);
-    if (taken == -EFAULT || (taken > 0 && !is_whole(q, n)))
-        return PL_E_TRUNCATED;
+    return taken == -EFAULT || (taken > 0 && !is_whole(q, n)) ? PL_E_TRUNCATED : taken;
+}
+
+/* Most queues: one chunk of bytes that were copied. */
+static int64_t send_chunk(const struct chunk *c, int fd, int is_pipe, size_t *offered)
+{
+    const struct iovec iov = {c->bytes + c->start, c->end - c->start};
+    *offered = iov.iov_len;
+    return sock_send(fd, &iov, 1, is_pipe);
+}
+
+int out_send(struct queue *q, struct chunk_pool *pool, int fd, int is_pipe, size_t *sent)
+{
+    size_t offered;
+    bool single = q->head && q->head == q->tail && !q->head->mapping;
+    int64_t taken = single ? send_chunk(q->head, fd, is_pipe, &offered)
+                           : send_chunks(q, fd, is_pipe, &offered);
+    *sent = taken > 0 ? (size_t)taken : 0;
     if (taken < 0)
         return taken == -EAGAIN ? 0 : (int)taken;
-    *sent = (size_t)taken;
     queue_pop(q, pool, *sent);
     return *sent == offered;
 }

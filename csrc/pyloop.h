@@ -218,11 +218,11 @@ int pl_listener_close(struct pl_loop *loop, int fd); /* 0 or -ENOENT */
  * pl_watch. */
 int pl_conn_open(struct pl_loop *loop, int group, int fd, uint64_t *id);
 
-/* Queue one framed message; it leaves in the next flush, or, if it is longer than 4,048 bytes and nothing else is
- * queued, at once, as far as the kernel takes it. 0; 1 when queued output has just passed the high-water mark although
- * the kernel was offered it (PL_EV_RESUME follows); -EPIPE when the conn is closing (counted as dropped), -ESTALE when
- * it is gone; PL_E_WRITE_LIMIT: the conn is aborted; PL_E_TOO_LONG, PL_E_TERMINATOR, PL_E_RANGE, PL_E_SIZE, -ENOMEM:
- * nothing was queued. */
+/* Queue one framed message; it leaves in the next flush, or, if it is longer than 4,048 bytes, at once with what is
+ * queued before it, as far as the kernel takes them. 0; 1 when queued output has just passed the high-water mark
+ * although the kernel was offered it (PL_EV_RESUME follows); -EPIPE when the conn is closing (counted as dropped),
+ * -ESTALE when it is gone; PL_E_WRITE_LIMIT: the conn is aborted; PL_E_TOO_LONG, PL_E_TERMINATOR, PL_E_RANGE,
+ * PL_E_SIZE, -ENOMEM: nothing was queued. */
 int pl_conn_send(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len);
 
 /* The same without framing; on a PL_TLS conn also without write_limit and uncounted, since records are no

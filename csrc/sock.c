@@ -128,21 +128,22 @@ int sock_is_readable(int fd)
     return poll(&p, 1, 0) > 0;
 }
 
-static ssize_t send_once(int fd, const struct iovec *iov, const struct msghdr *msg)
+/* One piece is the common case, and send costs the kernel less than sendmsg. */
+static ssize_t send_once(int fd, const struct iovec *iov, int n)
 {
-    int flags = MSG_NOSIGNAL | MSG_DONTWAIT;
-    /* One piece is the common case, and send costs the kernel less than sendmsg. */
-    return msg->msg_iovlen == 1 ? send(fd, iov->iov_base, iov->iov_len, flags)
-                                : sendmsg(fd, msg, flags);
+    const int flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+    if (n == 1)
+        return send(fd, iov->iov_base, iov->iov_len, flags);
+    struct msghdr msg = {0};
+    msg.msg_iov = (struct iovec *)iov; /* sendmsg only reads it; the type is shared with recvmsg */
+    msg.msg_iovlen = (size_t)n;
+    return sendmsg(fd, &msg, flags);
 }
 
 int64_t sock_send(int fd, const struct iovec *iov, int n, int is_pipe)
 {
-    struct msghdr msg = {0};
-    msg.msg_iov = (struct iovec *)iov; /* sendmsg only reads it; the type is shared with recvmsg */
-    msg.msg_iovlen = (size_t)n;
     for (;;) {
-        ssize_t sent = is_pipe ? writev(fd, iov, n) : send_once(fd, iov, &msg);
+        ssize_t sent = is_pipe ? writev(fd, iov, n) : send_once(fd, iov, n);
         if (sent >= 0)
             return sent;
         if (errno != EINTR)

@@ -211,6 +211,13 @@ static int put_cancelled(PyObject *self, PyObject *value, void *Py_UNUSED(closur
 /* What is only known in debug mode. */
 static PyObject *get_none(PyObject *Py_UNUSED(self), void *Py_UNUSED(closure)) { Py_RETURN_NONE; }
 
+/* asyncio's cancel() says it, should debug mode have been switched on since. */
+static int put_nothing(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(value),
+                       void *Py_UNUSED(closure))
+{
+    return 0;
+}
+
 static PyObject *timer_get_when(PyObject *self, void *Py_UNUSED(closure))
 {
     return PyFloat_FromDouble(timer_part(self)->when);
@@ -297,7 +304,7 @@ static PyMethodDef timer_methods[] = {
 
 #define COMMON_FIELDS                                                               \
     {"_cancelled", get_cancelled, put_cancelled, "Was it cancelled?", NULL},        \
-        {"_repr", get_none, NULL, "None: in debug mode asyncio's are used.", NULL}, \
+        {"_repr", get_none, put_nothing, "None: in debug mode asyncio's are used.", NULL}, \
         {"_source_traceback", get_none, NULL, "None, likewise.", NULL},             \
         {0}
 

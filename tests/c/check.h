@@ -5,8 +5,8 @@
  *     CHECK_MAIN(RUN(test_one); RUN(test_two);)
  *
  * A failed CHECK prints where and ends its test; the program exits with the number of failed
- * tests. Link with -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc: after fail_alloc_after(n),
- * the n-th allocation from now (0 = the next) and all that follow fail, until fail_alloc_never().
+ * tests. Link with -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc: after fail_alloc_after(n), the
+ * n-th allocation from now (0 = the next) and all that follow fail, until fail_alloc_never().
  */
 #ifndef CHECK_H
 #define CHECK_H
@@ -70,9 +70,11 @@ static inline int alloc_refused(void)
 void *__real_malloc(size_t size);
 void *__real_calloc(size_t n, size_t size);
 void *__real_realloc(void *p, size_t size);
+void *__real_aligned_alloc(size_t alignment, size_t size);
 void *__wrap_malloc(size_t size);
 void *__wrap_calloc(size_t n, size_t size);
 void *__wrap_realloc(void *p, size_t size);
+void *__wrap_aligned_alloc(size_t alignment, size_t size);
 
 void *__wrap_malloc(size_t size)
 {
@@ -87,6 +89,11 @@ void *__wrap_calloc(size_t n, size_t size)
 void *__wrap_realloc(void *p, size_t size)
 {
     return alloc_refused() ? NULL : __real_realloc(p, size);
+}
+
+void *__wrap_aligned_alloc(size_t alignment, size_t size)
+{
+    return alloc_refused() ? NULL : __real_aligned_alloc(alignment, size);
 }
 
 #endif

@@ -109,20 +109,44 @@ static void test_large_message_leaves_before_the_flush_and_its_rest_follows(void
     close(peer);
 }
 
-static void test_memory_that_fails_in_the_middle_of_a_large_message_ends_the_conn(void)
+static void test_large_message_takes_along_what_is_queued_before_it(void)
 {
     int group, peer;
     CHECK(loop_open() == 0 && (group = lent_group(0)) >= 0);
     uint64_t id = pair_open(group, &peer);
     int fd = conn_fd(id);
-    fail_alloc_after(0);
-    int rc = pl_conn_write(loop, id, large, LARGE);
-    fail_alloc_never();
-    CHECK(rc == 0 && pl_conn_queued(loop, id) == -ESTALE);
-    int at = tick_until(PL_EV_LOST, id);
-    CHECK(at >= 0 && events[at].value == -ENOMEM);
+    const uint64_t *sends = &pl_loop_counters(loop)->sends;
+    CHECK(pl_conn_write(loop, id, large, 100) == 0 && pl_conn_write(loop, id, large + 100, 9900) == 0);
+    CHECK(*sends == 1 && pl_conn_queued(loop, id) == 0 && drain(peer, 0) == 10000);
+    CHECK(memcmp(large, back, 10000) == 0 && tick(0) == 0 && *sends == 1);
+    CHECK(pl_conn_write(loop, id, large, 100) == 0);
+    CHECK(pl_conn_write(loop, id, large + 100, LARGE - 100) == 1); /* the kernel has no room for all of it */
+    size_t had = drain(peer, 0);
+    CHECK(had > 100 && had + (size_t)pl_conn_queued(loop, id) == LARGE);
+    while (had < LARGE && tick(LONG_NS) >= 0)
+        had = drain(peer, had);
+    CHECK(memcmp(large, back, LARGE) == 0);
     close(fd);
     close(peer);
+}
+
+static void test_memory_that_fails_in_the_middle_of_a_large_message_ends_the_conn(void)
+{
+    int group, peer;
+    CHECK(loop_open() == 0 && (group = lent_group(0)) >= 0);
+    for (size_t before = 0; before <= 100; before += 100) {
+        uint64_t id = pair_open(group, &peer);
+        int fd = conn_fd(id);
+        CHECK(!before || pl_conn_write(loop, id, large, before) == 0);
+        fail_alloc_after(0);
+        int rc = pl_conn_write(loop, id, large, LARGE);
+        fail_alloc_never();
+        CHECK(rc == 0 && pl_conn_queued(loop, id) == -ESTALE);
+        int at = tick_until(PL_EV_LOST, id);
+        CHECK(at >= 0 && events[at].value == -ENOMEM);
+        close(fd);
+        close(peer);
+    }
 }
 
 static void test_readiness_conn_is_told_and_receives_when_asked(void)
@@ -286,6 +310,7 @@ static void test_idle_time_out_goes_with_the_group_and_knows_what_left_at_once(v
 CHECK_MAIN(RUN_ON_ALL(test_lent_fd_is_never_closed_by_the_core);
            RUN_ON_ALL(test_accepted_fd_is_the_cores_until_it_is_lent);
            RUN_ON_ALL(test_large_message_leaves_before_the_flush_and_its_rest_follows);
+           RUN_ON_ALL(test_large_message_takes_along_what_is_queued_before_it);
            RUN_ON_ALL(test_memory_that_fails_in_the_middle_of_a_large_message_ends_the_conn);
            RUN_ON_ALL(test_readiness_conn_is_told_and_receives_when_asked);
            RUN_ON_ALL(test_marks_of_one_conn_are_a_group_that_goes_with_it);

@@ -74,6 +74,29 @@ static void test_raw_gives_what_came(void)
     CHECK(tick(0) == 0 && tick(0) == 0); /* told once, and no spinning: nothing is watched */
 }
 
+/* More than an arena, and no multiple of what fits: the last one of a tick is not cut in two. */
+static void test_large_raw_receives_are_whole_however_many_wait(void)
+{
+    static char wire[100000];
+    enum {
+        CONNS = 12
+    };
+    int peers[CONNS], told = 0;
+    memset(wire, 'w', sizeof wire);
+    CHECK(loop_open() == 0);
+    int group = group_of(PL_RAW);
+    for (int i = 0; i < CONNS; i++)
+        CHECK(pair_open(group, &peers[i]) && write(peers[i], wire, sizeof wire) == sizeof wire);
+    for (int i = 0; i < CONNS && told < CONNS; i++) {
+        CHECK(tick(0) > 0);
+        for (int at = 0; at < batch_n; at++, told++)
+            CHECK(events[at].kind == PL_EV_MESSAGE && events[at].end - events[at].data == sizeof wire);
+    }
+    CHECK(told == CONNS && tick(0) == 0);
+    for (int i = 0; i < CONNS; i++)
+        close(peers[i]);
+}
+
 static void test_large_message_in_small_pieces_arrives(void)
 {
     static char text[60000];
@@ -308,6 +331,7 @@ static void test_loops_that_cannot_be_are_refused(void)
 CHECK_MAIN(RUN_ON_ALL(test_messages_of_every_framing_arrive_whole_or_split);
            RUN_ON_ALL(test_prefixed_message_tells_its_head);
            RUN_ON_ALL(test_raw_gives_what_came);
+           RUN_ON_ALL(test_large_raw_receives_are_whole_however_many_wait);
            RUN_ON_ALL(test_large_message_in_small_pieces_arrives);
            RUN_ON_ALL(test_bad_message_faults_behind_the_good_ones);
            RUN_ON_ALL(test_stream_that_ends_in_a_message_faults);
