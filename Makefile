@@ -78,7 +78,7 @@ $(VENV)/.venv: pyproject.toml
 
 $(VENV)/.built: $(VENV)/.venv setup.py build_ffi.py $(CORE)
 	@echo "building pyloop"; rm -f pyloop/_core.cpython-*.so # left by build_ffi.py, and found before abi3
-	@$(PIP) install --no-build-isolation --no-deps -e .
+	@$(PIP) install --no-build-isolation --no-deps --config-settings editable_mode=compat -e .
 	@touch $@
 
 $(VENV)/.test $(VENV)/.dev $(VENV)/.wheel $(VENV)/.bench: $(VENV)/.%: $(VENV)/.venv

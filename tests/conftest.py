@@ -1,7 +1,8 @@
 """Fixtures that every test may use.
 
-- `backend`: "select", "poll", "epoll", "auto" in turn, those that this platform has. A test that
-  asks for it, or for one of the fixtures below, runs once on each.
+- `backend`: "select", "poll", "epoll" in turn, those that this platform has. A test that asks for
+  it, or for one of the fixtures below, runs once on each. "auto" is one of these until it moves:
+  only tests of something that differs with it ask for it, by `AUTO_TOO`.
 - `loop`: a `pyloop.Loop` on that backend, or for "asyncio" the stdlib's. At the end it is closed,
   and the test fails if more fds are open than before it (fixtures asked for earlier do not count).
 - `run`: `run(coro, timeout=30)` runs a coroutine on `loop` and returns its result.
@@ -19,15 +20,21 @@ import gc
 import os
 import select
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import pyloop
+# More than a thousand interpreters start here: none compiles what another has compiled.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-BACKENDS = [name for name in ("select", "poll", "epoll") if hasattr(select, name)] + ["auto"]
+import pyloop  # noqa: E402
+
+BACKENDS = [name for name in ("select", "poll", "epoll") if hasattr(select, name)]
+AUTO_TOO = pytest.mark.parametrize("backend", [*BACKENDS, "auto"], indirect=True)
 _FAILED = pytest.StashKey[bool]()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # run in a shell's background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -44,10 +51,18 @@ def pytest_runtest_makereport(
     return report
 
 
-def pytest_collection_finish() -> None:
-    """Leave what pytest and the imports hold out of each later gc.collect(): there are many."""
+def collect_and_freeze() -> None:
+    """Collect garbage, and leave what lives now out of each later gc.collect(): there are many.
+
+    Once is not enough: what pytest remembers of 3,000 tests, and what they imported, makes each
+    collection cost 50 ms.
+    """
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    collect_and_freeze()
 
 
 def open_fds() -> dict[int, str]:
@@ -71,7 +86,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def loop(backend: str, request: pytest.FixtureRequest) -> Iterator[pyloop.Loop]:
     """A Loop on `backend`, closed at the end, after which no new fd may be open."""
-    gc.collect()
+    collect_and_freeze()
     before = open_fds()
     own = backend == "asyncio"  # which tests of asyncio's promises ask for too
     loop: Any = asyncio.SelectorEventLoop() if own else pyloop.Loop(backend=backend)

@@ -19,7 +19,7 @@ import pyloop
 from pyloop.core import lib
 
 ECHO = "import sys; from faults import echo, serve; serve(echo, sys.argv[1])"
-WAIT = {"select": "pselect", "poll": "ppoll", "epoll": "epoll_wait", "auto": "pselect"}
+WAIT = {"select": "pselect", "poll": "ppoll", "epoll": "epoll_wait"}
 
 
 @pytest.fixture(scope="module")
