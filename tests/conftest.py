@@ -41,6 +41,35 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # run in a shell's backgr
 _FD_DIR = Path("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backends",
+        metavar="NAME,...",
+        help=f"only tests that run on one of these backends: {', '.join(BACKENDS)}",
+    )
+
+
+def pytest_report_header() -> str:
+    return f"fast path: {'yes' if 'pyloop._fastpath' in sys.modules else 'no'}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave those that --backends wants: a test runs on the backend that is one of its parameters."""
+    wanted = (config.getoption("backends") or "").split(",")
+    if wanted == [""]:
+        return
+    if unknown := set(wanted) - set(BACKENDS):
+        raise pytest.UsageError(f"--backends: {', '.join(sorted(unknown))} is none of {', '.join(BACKENDS)}")
+
+
+    def runs_there(item: Any) -> bool:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        return any(param in wanted for param in params.values())
+
+    config.hook.pytest_deselected(items=[item for item in items if not runs_there(item)])
+    items[:] = filter(runs_there, items)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
