@@ -13,7 +13,7 @@ BACKEND ?= epoll
 TWINS := $(if $(filter 0,$(PYLOOP_FASTPATH)),-twins)
 
 PY := $(VENV)/bin/python
-PYTEST := $(PY) -m pytest -n 4 --dist worksteal # neighbours share servers; many a test waits
+PYTEST := $(abspath $(PY)) -m pytest -n 4 --dist worksteal # neighbours share servers; many a test waits
 PIP := $(PY) -m pip --disable-pip-version-check -qq
 CORE := $(wildcard csrc/*.c csrc/*.h csrc/fastpath/*.c csrc/fastpath/*.h)
 
@@ -181,6 +181,7 @@ tsan: $(TSAN_TESTS:%=build/tsan/%) ## the C tests with threads under ThreadSanit
 
 # The modules that Python loads, in a copy of the checkout: all that is tested there is under ASan and UBSan.
 COPY := build/sanitized
+LIBASAN = $(shell $(CC) -print-file-name=libasan.so)
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 $(COPY)/.built: $(VENV)/.venv setup.py build_ffi.py $(CORE)
 	@echo "building pyloop under sanitizers"; rm -rf $(COPY); mkdir -p $(COPY)/pyloop
@@ -193,10 +194,11 @@ $(COPY)/.built: $(VENV)/.venv setup.py build_ffi.py $(CORE)
 ASAN_TESTS ?= $(patsubst %,tests/test_%.py,connection handler_faults reading references send_views stop timers turn \
 	transports transports_faults transports_own transports_read transports_write)
 asan-fastpath: $(VENV)/.test $(COPY)/.built ## tests in Python of the core and the fast path under ASan and UBSan: ASAN_TESTS=FILES
+	@[ -e "$(LIBASAN)" ] || { echo "there is no shared libasan of $(CC)" >&2; exit 1; }
 	@cp -pR *.md *.toml *.py Makefile docs tests examples benchmarks $(COPY) && \
 		cp -p $(filter-out %.so,$(wildcard pyloop/*.*)) $(COPY)/pyloop
-	@cd $(COPY) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-		PYTHONPATH="$$PWD" PYLOOP_FASTPATH=1 $(abspath $(PY)) -m pytest -n 4 --dist worksteal $(ASAN_TESTS) $(ARGS)
+	@cd $(COPY) && LD_PRELOAD="$(LIBASAN)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+		PYTHONPATH="$$PWD" PYLOOP_FASTPATH=1 $(PYTEST) $(ASAN_TESTS) $(ARGS)
 
 fuzz: $(C_FUZZ:%=build/fuzz/%) ## fuzz the C core, SECONDS=60 for each target
 	@set -e; flags="$(SECONDS)"; [ -z "$(CLANG)" ] || flags="-max_total_time=$(SECONDS) -print_final_stats=1 ."; \
