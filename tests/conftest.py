@@ -25,7 +25,6 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Generator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,7 +40,7 @@ AUTO_TOO = pytest.mark.parametrize("backend", [*BACKENDS, "auto"], indirect=True
 _FAILED = pytest.StashKey[bool]()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # run in a shell's background
     signal.signal(signal.SIGINT, signal.default_int_handler)
-_FD_DIR = Path("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd")
+_FD_DIR = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -94,9 +93,9 @@ def pytest_collection_finish() -> None:
 def open_fds() -> dict[int, str]:
     """Return the open fds of this process and what each refers to."""
     fds = {}
-    for entry in _FD_DIR.iterdir():
+    for entry in os.listdir(_FD_DIR):
         try:
-            fds[int(entry.name)] = os.readlink(entry)
+            fds[int(entry)] = os.readlink(f"{_FD_DIR}/{entry}")
         except OSError:
             pass  # the fd of this very listing
     return fds
