@@ -10,38 +10,50 @@ ROWS ?=
 ROUNDS ?= 5
 SUITE ?= ../shared/asyncio-suite
 BACKEND ?= epoll
+TWINS := $(if $(filter 0,$(PYLOOP_FASTPATH)),-twins)
 
 PY := $(VENV)/bin/python
+PYTEST := $(abspath $(PY)) -m pytest -n 4 --dist worksteal # neighbours share servers; many a test waits
 PIP := $(PY) -m pip --disable-pip-version-check -qq
 CORE := $(wildcard csrc/*.c csrc/*.h csrc/fastpath/*.c csrc/fastpath/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-asyncio check asan tsan fuzz bench bench-all bench-models soak docs wheel format clean build
+.PHONY: help run test test-asyncio test-twins check asan asan-fastpath tsan compiled fuzz bench bench-all bench-models soak docs wheel format clean build
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .PRECIOUS: build/asan/%.o build/tsan/%.o build/steps/%.o build/strict/%.o
 .DELETE_ON_ERROR:
 
 help: ## say what each target does
 	@echo "pyloop: make TARGET, where TARGET is one of"
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  %-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  %-13s %s\n", $$1, $$2 }'
 
 run: $(VENV)/.built ## build and start the chat server on 127.0.0.1:8888 (Ctrl-C ends it)
 	@exec $(PY) examples/chat.py
 
 test: $(VENV)/.test $(VENV)/.built ## build and run all tests, those of the C core under sanitizers first
-	@$(MAKE) -j2 ARGS= test-asyncio asan tsan # the first mostly waits
-	@$(PY) -m pytest -n 3 $(ARGS)
+	@$(MAKE) -j3 ARGS= test-asyncio asan tsan compiled # the first mostly waits
+	@$(PYTEST) $(ARGS)
+	@$(MAKE) asan-fastpath ARGS="--backend epoll"
+	@$(MAKE) test-twins
 
-# What failed, in detail, is left in build/asyncio-$(BACKEND)/results.json.
+# One backend is enough here: the twins do not know which it is. `make soak` runs all there is.
+test-twins: $(VENV)/.test $(VENV)/.built ## the tests that run on epoll, without the fast path: its Python twins serve alone
+	@PYLOOP_FASTPATH=0 $(PYTEST) --backend $(BACKEND) $(ARGS)$(if $(ARGS), || [ $$? -eq 5 ]) # it may choose none
+
+# Once, instead of each process of the run for itself.
+compiled: $(VENV)/.test $(VENV)/.built
+	@$(PY) -m pytest --collect-only -qq >/dev/null || true
+
+# What failed, in detail, is left in build/asyncio-$(BACKEND)/results.json (or -$(BACKEND)-twins).
 test-asyncio: $(VENV)/.built ## CPython's own asyncio tests on a pyloop.Loop: SUITE=../shared/asyncio-suite, BACKEND=epoll
 	@if [ ! -e "$(SUITE)/aio_suite.py" ]; then \
 		echo "skipped: CPython's asyncio tests, because there is no $(SUITE)/aio_suite.py"; \
 	elif ! $(PY) -c 'import importlib.util as u; raise SystemExit(not u.find_spec("test.test_asyncio"))' 2>/dev/null; then \
 		echo "skipped: CPython's asyncio tests, because this Python has none (Debian: apt-get install libpython3-testsuite)"; \
 		[ -z "$$PYLOOP_CI" ]; \
-	else echo "-- CPython's asyncio tests, $(BACKEND)"; \
+	else echo "-- CPython's asyncio tests, $(BACKEND)$(if $(TWINS), without the fast path)"; \
 		PYLOOP_BACKEND=$(BACKEND) env -u PYTHONASYNCIODEBUG -u PYTHONDEVMODE $(PY) -X faulthandler "$(SUITE)/aio_suite.py" \
-		pyloop:new_event_loop --expected tests/asyncio_expected.txt -o build/asyncio-$(BACKEND) $(ARGS); fi
+		pyloop:new_event_loop --expected tests/asyncio_expected.txt -o build/asyncio-$(BACKEND)$(TWINS) $(ARGS); fi
 
 build: $(VENV)/.built ## build into the checkout, as run and test do by themselves
 
@@ -78,7 +90,7 @@ $(VENV)/.venv: pyproject.toml
 
 $(VENV)/.built: $(VENV)/.venv setup.py build_ffi.py $(CORE)
 	@echo "building pyloop"; rm -f pyloop/_core.cpython-*.so # left by build_ffi.py, and found before abi3
-	@PYLOOP_FASTPATH=1 $(PIP) install --no-build-isolation --no-deps -e .
+	@PYLOOP_FASTPATH=1 $(PIP) install --no-build-isolation --no-deps --config-settings editable_mode=compat -e .
 	@touch $@
 
 $(VENV)/.test $(VENV)/.dev $(VENV)/.wheel $(VENV)/.bench: $(VENV)/.%: $(VENV)/.venv
@@ -167,6 +179,27 @@ tsan: $(TSAN_TESTS:%=build/tsan/%) ## the C tests with threads under ThreadSanit
 	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi; \
 	echo "C tests with threads: $(words $(TSAN_TESTS)) programs passed"
 
+# The modules that Python loads, in a copy of the checkout: all that is tested there is under ASan and UBSan.
+COPY := build/sanitized
+LIBASAN = $(shell $(CC) -print-file-name=libasan.so)
+SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+$(COPY)/.built: $(VENV)/.venv setup.py build_ffi.py $(CORE)
+	@echo "building pyloop under sanitizers"; rm -rf $(COPY); mkdir -p $(COPY)/pyloop
+	@cp -pR csrc setup.py build_ffi.py pyproject.toml README.md LICENSE $(COPY)
+	@cd $(COPY) && PYLOOP_CFLAGS="$(SANITIZE)" PYLOOP_LDFLAGS="$(SANITIZE)" \
+		$(abspath $(PY)) setup.py -q build_ext --inplace >build.log 2>&1 || { cat build.log >&2; exit 1; }
+	@touch $@
+
+# LeakSanitizer is off, since an interpreter never gives back all it has.
+ASAN_TESTS ?= $(patsubst %,tests/test_%.py,connection handler_faults reading references send_views stop timers turn \
+	transports transports_faults transports_own transports_read transports_write)
+asan-fastpath: $(VENV)/.test $(COPY)/.built ## tests in Python of the core and the fast path under ASan and UBSan: ASAN_TESTS=FILES
+	@[ -e "$(LIBASAN)" ] || { echo "there is no shared libasan of $(CC)" >&2; exit 1; }
+	@cp -pR *.md *.toml *.py Makefile docs tests examples benchmarks $(COPY) && \
+		cp -p $(filter-out %.so,$(wildcard pyloop/*.*)) $(COPY)/pyloop
+	@cd $(COPY) && LD_PRELOAD="$(LIBASAN)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+		PYTHONPATH="$$PWD" PYLOOP_FASTPATH=1 $(PYTEST) $(ASAN_TESTS) $(ARGS)
+
 fuzz: $(C_FUZZ:%=build/fuzz/%) ## fuzz the C core, SECONDS=60 for each target
 	@set -e; flags="$(SECONDS)"; [ -z "$(CLANG)" ] || flags="-max_total_time=$(SECONDS) -print_final_stats=1 ."; \
 	for t in $(C_FUZZ); do echo "-- $$t, $(SECONDS) s"; mkdir -p build/fuzz/corpus/$$t; \
@@ -190,8 +223,12 @@ format: $(VENV)/.dev ## rewrite Python and C as ruff and clang-format want them
 	@$(PY) -m ruff format -q .
 	@$(VENV)/bin/clang-format -i $(C_FILES)
 
-soak: $(VENV)/.test $(VENV)/.built ## the long runs: leaks, fds, memory (SECONDS=60); CPython's asyncio tests on select
-	@status=0; $(MAKE) test-asyncio BACKEND=select ARGS= || status=$$?; \
+soak: $(VENV)/.test $(VENV)/.built ## the long runs: leaks, fds, memory (SECONDS=60); all without the fast path; all under ASan
+	@status=0; run() { "$$@" || status=$$?; }; \
+	run $(MAKE) test-asyncio BACKEND=select ARGS=; \
+	for backend in epoll select; do run env PYLOOP_FASTPATH=0 $(MAKE) test-asyncio BACKEND=$$backend ARGS=; done; \
+	run env PYLOOP_FASTPATH=0 $(PYTEST); \
+	run $(MAKE) asan-fastpath ASAN_TESTS= ARGS="--backend epoll"; \
 	PYLOOP_SOAK_SECONDS=$(SECONDS) $(PY) -m pytest -s -o 'norecursedirs=.*' -o timeout=0 -o faulthandler_timeout=0 tests/soak $(ARGS) || status=$$?; exit $$status
 
 bench: $(VENV)/.bench $(VENV)/.built ## the chief benchmark rows that have a target, timers, channels and the bus, in five minutes

@@ -26,6 +26,11 @@ from pyloop.redis_broker import RedisBroker
 TIMEOUT = 60.0
 
 
+def no_preload() -> dict[str, str]:
+    """The environment for programs of others, which need not stand ASan's library."""
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
 class BrokerServer:
     """A server process, which keeps its port over a restart and nothing else.
 
@@ -86,6 +91,7 @@ class BrokerServer:
             self._process = subprocess.Popen(
                 [*self.prefix, str(self.path()), *self.arguments()],
                 cwd=self.directory,
+                env=no_preload(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,13 +1,17 @@
 """Fixtures that every test may use.
 
-- `backend`: "select", "poll", "epoll", "auto" in turn, those that this platform has. A test that
-  asks for it, or for one of the fixtures below, runs once on each.
+- `backend`: "select", "poll", "epoll" in turn, those that this platform has. A test that asks for
+  it, or for one of the fixtures below, runs once on each. "auto" is one of these until it moves:
+  only tests of something that differs with it ask for it, by `AUTO_TOO`.
 - `loop`: a `pyloop.Loop` on that backend, or for "asyncio" the stdlib's. At the end it is closed,
   and the test fails if more fds are open than before it (fixtures asked for earlier do not count).
 - `run`: `run(coro, timeout=30)` runs a coroutine on `loop` and returns its result.
 
     def test_sleep_returns_its_result(run):
         assert run(asyncio.sleep(0, "done")) == "done"
+
+`pytest --backend epoll` runs only what runs on epoll. The first lines say whether there is a fast
+path: PYLOOP_FASTPATH=0 in the environment does without.
 
 A test over the time limit of pyproject.toml fails by itself: none needs a guard of its own.
 """
@@ -19,19 +23,47 @@ import gc
 import os
 import select
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Generator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import pyloop
+# More than a thousand interpreters start here: none compiles what another has compiled.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-BACKENDS = [name for name in ("select", "poll", "epoll") if hasattr(select, name)] + ["auto"]
+import pyloop  # noqa: E402
+
+BACKENDS = [name for name in ("select", "poll", "epoll") if hasattr(select, name)]
+AUTO_TOO = pytest.mark.parametrize("backend", [*BACKENDS, "auto"], indirect=True)
 _FAILED = pytest.StashKey[bool]()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # run in a shell's background
     signal.signal(signal.SIGINT, signal.default_int_handler)
-_FD_DIR = Path("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd")
+_FD_DIR = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    what = "only tests that run on this backend; may be given several times"
+    parser.addoption("--backend", action="append", choices=BACKENDS, help=what)
+
+
+def pytest_report_header() -> str:
+    return f"fast path: {'yes' if 'pyloop._fastpath' in sys.modules else 'no'}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Do what --backend says: the backend that a test runs on is one of its parameters."""
+    wanted = config.getoption("backend")
+    if not wanted:
+        return
+
+    def runs_there(item: Any) -> bool:
+        params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        return any(param in wanted for param in params)
+
+    config.hook.pytest_deselected(items=[item for item in items if not runs_there(item)])
+    items[:] = filter(runs_there, items)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -44,18 +76,26 @@ def pytest_runtest_makereport(
     return report
 
 
-def pytest_collection_finish() -> None:
-    """Leave what pytest and the imports hold out of each later gc.collect(): there are many."""
+def collect_and_freeze() -> None:
+    """Collect garbage, and leave what lives now out of each later gc.collect(): there are many.
+
+    Once is not enough: what pytest remembers of 3,000 tests, and what they imported, makes each
+    collection cost 50 ms.
+    """
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    collect_and_freeze()
 
 
 def open_fds() -> dict[int, str]:
     """Return the open fds of this process and what each refers to."""
     fds = {}
-    for entry in _FD_DIR.iterdir():
+    for entry in os.listdir(_FD_DIR):
         try:
-            fds[int(entry.name)] = os.readlink(entry)
+            fds[int(entry)] = os.readlink(f"{_FD_DIR}/{entry}")
         except OSError:
             pass  # the fd of this very listing
     return fds
@@ -71,7 +111,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def loop(backend: str, request: pytest.FixtureRequest) -> Iterator[pyloop.Loop]:
     """A Loop on `backend`, closed at the end, after which no new fd may be open."""
-    gc.collect()
+    collect_and_freeze()
     before = open_fds()
     own = backend == "asyncio"  # which tests of asyncio's promises ask for too
     loop: Any = asyncio.SelectorEventLoop() if own else pyloop.Loop(backend=backend)

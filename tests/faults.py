@@ -63,6 +63,11 @@ def skip(why: str) -> NoReturn:
     pytest.skip(why)
 
 
+def asan() -> bool:
+    """Is this a run under ASan? Its malloc stands before the shim's, and keeps freed memory."""
+    return "asan" in os.environ.get("LD_PRELOAD", "")
+
+
 def compile_c(target: Path, sources: list[Path], *flags: str) -> Path:
     """Compile C sources into `target`; skip the test where there is no compiler."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")

@@ -6,10 +6,8 @@ of `churn_leaves_nothing`.
 
 from __future__ import annotations
 
-import os
-
 import pytest
-from faults import Child
+from faults import Child, asan
 
 CHURN = """if True:
     import asyncio, collections, contextvars, gc, os, resource, socket, struct, sys, pyloop
@@ -132,13 +130,12 @@ def churn_leaves_nothing(backend: str, warm_up: int, count: int, bound: int) -> 
     assert told["after"]["fds"] == told["before"]["fds"]
     assert told["after"]["objects"] == told["before"]["objects"]
     grown: int = told["after"]["rss"] - told["before"]["rss"]
-    asan = "asan" in os.environ.get("LD_PRELOAD", "")  # keeps freed memory for a while
-    assert grown <= bound or asan, f"{grown} bytes more after {count} connections"
+    assert grown <= bound or asan(), f"{grown} bytes more after {count} connections"
     return grown
 
 
 def test_connections_that_come_and_go_leave_no_fd_no_object_and_no_memory() -> None:
-    churn_leaves_nothing("auto", 2000, 20_000, bound=1 << 20)
+    churn_leaves_nothing("auto", 2000, 8000, bound=1 << 20)
 
 
 IDLE = """if True:
@@ -181,7 +178,7 @@ IDLE = """if True:
 """
 
 
-@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="ASan's memory is larger")
+@pytest.mark.skipif(asan(), reason="ASan's memory is larger")
 def test_idle_connection_costs_at_most_1300_bytes() -> None:
     with Child(IDLE, "auto", "2000") as child:
         assert child.next()["each"] <= 1300

@@ -8,6 +8,7 @@ import ssl
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from conftest import AUTO_TOO
 from peers import until
 from tls import (
     HOST,
@@ -72,8 +73,9 @@ async def many(count, at_once):
         assert all(has_ended_in_order(protocol.ssl_object) for protocol in made)
 
 
-def test_a_thousand_connections_come_and_go_and_none_is_lost(run, backend):
-    run(many(1000, 200) if backend == "auto" else many(100, 100))
+@AUTO_TOO
+def test_connections_by_the_hundred_come_and_go_and_none_is_lost(run, backend):
+    run(many(400, 200) if backend == "auto" else many(100, 100))
 
 
 # ---- what they tell, and what they hold ----

@@ -13,6 +13,7 @@ import socket
 import time
 
 import pytest
+from conftest import AUTO_TOO
 from peers import answer, peer_of, until
 
 import pyloop
@@ -149,6 +150,7 @@ def test_what_was_ready_before_the_move_is_reported_after_it():
             loop.remove_reader(sock)
 
 
+@AUTO_TOO
 def test_move_in_the_middle_of_traffic_loses_nothing(run, loop, backend):
     async def client(server, number, started):
         async with peer_of(server) as (reader, writer):

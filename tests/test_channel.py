@@ -158,13 +158,17 @@ def test_time_before_a_signal_is_part_of_the_timeout(monkeypatch: pytest.MonkeyP
 
 def test_handler_that_raises_ends_the_wait() -> None:
     def handle(number: int, frame: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         raise InterruptedError("by the handler")
 
+    def wait() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)  # the first may come before it
+        pyloop.Channel().get()
+
     before = signal.signal(signal.SIGALRM, handle)
-    signal.setitimer(signal.ITIMER_REAL, 0.01)
     try:
         with pytest.raises(InterruptedError, match="by the handler"):
-            pyloop.Channel().get()
+            wait()
     finally:
         signal.signal(signal.SIGALRM, before)
 

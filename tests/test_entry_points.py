@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from command import Command
+from conftest import AUTO_TOO
 
 import pyloop
 
@@ -90,7 +91,7 @@ def test_uvicorn_takes_the_loop_by_name(tmp_path: Path, backend: str) -> None:
         assert command.port
         assert command.stop() in (0, -15)
         told = (tmp_path / "stdout").read_text()  # at start: its life span
-    assert told == f"Loop {'select' if backend == 'auto' else backend}\n"
+    assert told == f"Loop {backend}\n"
 
 
 @pytest.mark.parametrize(
@@ -133,6 +134,7 @@ def test_run_is_what_asyncio_run_is() -> None:
     assert loop.is_closed()
 
 
+@AUTO_TOO
 def test_factory_makes_another_loop_each_time(backend: str) -> None:
     loops = [pyloop.new_event_loop(backend) for _ in range(2)]
     assert loops[0] is not loops[1]

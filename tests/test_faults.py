@@ -13,13 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults import Child, compile_shim, constant, still_serves, wait_until
+from faults import Child, asan, compile_shim, constant, still_serves, wait_until
 
 import pyloop
 from pyloop.core import lib
 
 ECHO = "import sys; from faults import echo, serve; serve(echo, sys.argv[1])"
-WAIT = {"select": "pselect", "poll": "ppoll", "epoll": "epoll_wait", "auto": "pselect"}
+WAIT = {"select": "pselect", "poll": "ppoll", "epoll": "epoll_wait"}
 
 
 @pytest.fixture(scope="module")
@@ -314,11 +314,6 @@ def test_every_allocation_may_fail_once_and_the_server_goes_on(shim: Path, backe
         wait_until(child, "open", 0)
         assert child.ask("fds") == fds
         child.stop()
-
-
-def asan() -> bool:
-    """Is this a run under ASan, whose malloc stands before the shim's?"""
-    return "asan" in os.environ.get("LD_PRELOAD", "")
 
 
 def test_loop_that_cannot_be_made_leaves_nothing_open(shim: Path, backend: str) -> None:

@@ -5,13 +5,12 @@ Also run by tests/soak/test_soak.py, which imports `churn_leaves_nothing`.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from faults import Child, compile_load
+from faults import Child, asan, compile_load
 
 SERVER = """if True:
     import gc, sys; from faults import echo, serve
@@ -54,8 +53,7 @@ def churn_leaves_nothing(
         took = time.monotonic() - began
         assert settle(child, warm_up + total) == fds
         grown = child.rss() - rss
-        asan = "asan" in os.environ.get("LD_PRELOAD", "")  # keeps freed memory for a while
-        assert grown <= bound or asan, f"{grown} bytes more after {total} connections"
+        assert grown <= bound or asan(), f"{grown} bytes more after {total} connections"
         child.stop()
     return {"connections": total, "seconds": took, "rss": rss, "grown": grown, "fds": len(fds)}
 

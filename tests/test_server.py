@@ -210,8 +210,10 @@ def test_port_taken_names_address_and_port(run):
 
 
 def test_one_taken_address_of_two_closes_the_other(run):
-    with socket.create_server(("127.0.0.2", 0)) as taken:
-        port = taken.getsockname()[1]
+    free = socket.create_server(("127.0.0.1", 0))  # nobody else listens there
+    port = free.getsockname()[1]
+    with socket.create_server(("127.0.0.2", port)):
+        free.close()
 
         async def main():
             server = pyloop.Server(echo, ["127.0.0.1", "127.0.0.2"], port)

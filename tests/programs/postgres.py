@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import trustme
-from brokers import BrokerServer
+from brokers import BrokerServer, no_preload
 
 CA = trustme.CA()
 PLACES = Path("/usr/lib/postgresql")  # Debian's: none of its programs is in PATH
@@ -77,7 +77,8 @@ class PostgresServer(BrokerServer):
         initdb = Path(str(self.path())).resolve().with_name("initdb")
         words = "--username=postgres --auth=trust --no-sync --no-locale --encoding=UTF8"
         command = [*self.prefix, initdb, *words.split(), "--pgdata", self.directory / "data"]
-        subprocess.run(command, cwd=self.directory, check=True, stdout=subprocess.DEVNULL)
+        quiet = subprocess.DEVNULL
+        subprocess.run(command, cwd=self.directory, env=no_preload(), check=True, stdout=quiet)
         return super().__enter__()
 
     def __exit__(self, *exc_info: object) -> None:

@@ -83,7 +83,7 @@ def test_silent_server_is_a_read_timeout(run):
     async def main():
         async with answering(silent) as url, client(url) as http:
             with pytest.raises(httpx.ReadTimeout):
-                await http.get("/", timeout=0.05)
+                await http.get("/", timeout=httpx.Timeout(60, read=0.05))
 
     run(main())
 

@@ -23,8 +23,8 @@ HEADERS = b"Host: here\r\nConnection: close\r\n"
 
 
 def served_by(backend):
-    """What / says that it runs on: auto begins on select."""
-    return {"loop": "pyloop.loop.Loop", "backend": {"auto": "select"}.get(backend, backend)}
+    """What / says that it runs on."""
+    return {"loop": "pyloop.loop.Loop", "backend": backend}
 
 
 def place_of(url):
