@@ -74,10 +74,8 @@ def test_fast_path_that_is_there_is_used(wanted: str) -> None:
 
 
 def test_missing_fast_path_is_done_without() -> None:
-    code = (
-        f"{WITHOUT}import asyncio, pyloop; print(pyloop.run(asyncio.sleep(0, pyloop.info())).why_not)"
-    )
-    done = python("-c", code, wanted="")
+    serve = "import asyncio, pyloop; print(pyloop.run(asyncio.sleep(0, pyloop.info())).why_not)"
+    done = python("-c", WITHOUT + serve, wanted="")
     assert (done.stdout, done.stderr) == (f"{NOT_THERE}\n", "")
 
 

@@ -13,11 +13,21 @@ import pytest
 import pyloop
 
 SOURCE = Path(pyloop.__file__).read_text()
-HEAVY = """
-    pyloop.about pyloop.bus pyloop.channel pyloop.fork_model pyloop.memory pyloop.served
-    pyloop.stats pyloop.thread_model
-    hashlib importlib.metadata multiprocessing random tempfile
-""".split()
+HEAVY = [
+    "pyloop.about",
+    "pyloop.bus",
+    "pyloop.channel",
+    "pyloop.fork_model",
+    "pyloop.memory",
+    "pyloop.served",
+    "pyloop.stats",
+    "pyloop.thread_model",
+    "hashlib",
+    "importlib.metadata",
+    "multiprocessing",
+    "random",
+    "tempfile",
+]
 
 
 def seen_by_type_checkers() -> dict[str, str]:
