@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from pyloop import fast
-from pyloop.core import ffi, lib
+from pyloop.core import cffi_version, ffi, lib
 from pyloop.loop import BACKEND_NAMES, BACKENDS, CoreSelector
 
 __all__ = ["EXTRAS", "Info", "info"]
@@ -94,7 +94,7 @@ def info() -> Info:
         location=os.path.dirname(__file__),
         implementation=platform.python_implementation(),
         python=platform.python_version(),
-        cffi=sys.modules["_cffi_backend"].__version__,
+        cffi=cffi_version,
         platform=platform.platform(),
         free_threaded=bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
         gil=getattr(sys, "_is_gil_enabled", lambda: True)(),
