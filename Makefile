@@ -251,7 +251,7 @@ docs: ## where the documentation is
 	@echo "Plain Markdown, nothing to build: start with README.md, then"; ls docs/*.md
 
 wheel: $(VENV)/.wheel ## build sdist and wheel, and try the wheel in an empty environment elsewhere
-	@rm -rf dist && mkdir -p build && $(PY) -m build --outdir dist . >build/wheel.log 2>&1 || { cat build/wheel.log >&2; exit 1; }
+	@rm -rf dist && mkdir -p build && PYLOOP_FASTPATH=1 $(PY) -m build --outdir dist . >build/wheel.log 2>&1 || { cat build/wheel.log >&2; exit 1; }
 	@set -e; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
 	$(PY) -m venv "$$away/env"; cp tests/smoke.py "$$away"; wheel=$$(ls "$$PWD"/dist/*.whl); cd "$$away"; \
 	env/bin/python -m pip --disable-pip-version-check -qq install "$$wheel"; \
@@ -259,5 +259,5 @@ wheel: $(VENV)/.wheel ## build sdist and wheel, and try the wheel in an empty en
 	@ls -1 dist
 
 clean: ## remove everything that was built or installed
-	rm -rf build dist $(VENV) *.egg-info pyloop/_core.*so pyloop/_core.[co] csrc/*.o
+	rm -rf build dist $(VENV) *.egg-info pyloop/_core.*so pyloop/_fastpath.*so pyloop/_core.[co] csrc/*.o
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""The parts of the build that pyproject.toml cannot say: the cffi module and its abi3 tag."""
+"""The parts of the build that pyproject.toml cannot say: the cffi module, and the fast path."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from glob import glob
 from setuptools import Extension, setup
 
 # The fast path is CPython's, and optional: where it cannot be built, the Python twins serve,
-# unless PYLOOP_FASTPATH=1 insists.
+# unless PYLOOP_FASTPATH=1 insists. It uses more than the stable ABI has, so there is a wheel for
+# each CPython, although _core by itself (abi3) would do for all.
 FASTPATH = Extension(
     "pyloop._fastpath",
     sorted(glob("csrc/fastpath/*.c")),

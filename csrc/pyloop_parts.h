@@ -152,6 +152,11 @@ int pl_reuseport_steer(int fd, uint32_t first);
  * Source: tcp(7), TCP_INFO. */
 int pl_listener_queued(int fd);
 
+/* ---- the build -------------------------------------------------------------- */
+
+/* The compiler that built the core, and its version. Constant. */
+const char *pl_compiler(void);
+
 /* cffi: end */
 
 #endif

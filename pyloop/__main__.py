@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -11,6 +13,7 @@ from typing import Any
 
 import click
 
+from pyloop.about import info as find_info
 from pyloop.application import Application, ApplicationError
 from pyloop.errors import ExtraMissingError, PyloopError
 from pyloop.logs import LEVELS, log_to_stderr
@@ -147,6 +150,14 @@ def top(target: str, plain: bool, interval: float, count: int | None) -> None:
         raise click.UsageError(str(exc)) from None
     except PyloopError as exc:
         raise click.ClickException(str(exc)) from None
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print an object with the same fields.")
+def info(as_json: bool) -> None:
+    """Show what this pyloop was built as, and what works here: the fast path, backends, extras."""
+    found = find_info()
+    click.echo(json.dumps(asdict(found), indent=2) if as_json else str(found))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,22 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from _cffi_backend import __version__ as cffi_version
+
 from pyloop import errors
 from pyloop._core import ffi, lib
 
-__all__ = ["MEMORY", "address_of", "beyond_select", "check", "failure", "ffi", "is_foreign", "lib"]
+__all__ = [
+    "MEMORY",
+    "address_of",
+    "beyond_select",
+    "cffi_version",
+    "check",
+    "failure",
+    "ffi",
+    "is_foreign",
+    "lib",
+]
 
 # Events carry addresses; this view of all memory turns two of them into bytes with one slice.
 MEMORY = ffi.buffer(ffi.cast("char *", 0), sys.maxsize)

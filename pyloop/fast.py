@@ -7,6 +7,7 @@ PYLOOP_FASTPATH=0. Then the Python classes beside which each of its types stands
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 from pyloop.core import address_of, ffi, lib
@@ -19,25 +20,26 @@ why_not: str | None = None
 
 
 def _load() -> Any:
-    from pyloop import _fastpath  # type: ignore[attr-defined]
-
-    _fastpath.connect(address_of(lib.pl_api()))
-    return _fastpath
+    if sys.implementation.name != "cpython":
+        raise ImportError("only CPython has it")
+    try:
+        import pyloop._fastpath as found
+    except ModuleNotFoundError:
+        raise ImportError("pyloop._fastpath is not in this installation") from None
+    found.connect(address_of(lib.pl_api()))
+    found.use_core(ffi.NULL, address_of)
+    return found
 
 
 _wanted = os.environ.get("PYLOOP_FASTPATH", "")
 if _wanted not in ("", "0", "1"):
-    raise ImportError(
-        f"PYLOOP_FASTPATH={_wanted!r}: expected 0 (do without), 1 (insist) or nothing"
-    )
+    raise ValueError(f"PYLOOP_FASTPATH={_wanted!r}: expected 0 (do without), 1 (insist) or nothing")
 if _wanted == "0":
     why_not = "PYLOOP_FASTPATH=0"
 else:
     try:
         fastpath = _load()
     except ImportError as exc:
-        if _wanted:
-            raise
         why_not = str(exc)
-if fastpath is not None:
-    fastpath.use_core(ffi.NULL, address_of)
+        if _wanted:
+            raise ImportError(f"PYLOOP_FASTPATH=1, but there is no fast path: {why_not}") from None

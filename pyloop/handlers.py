@@ -6,12 +6,14 @@ import enum
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyloop.connection import Connection
 from pyloop.errors import ConnectionClosed, PyloopError, is_same
 from pyloop.protocol import Protocol, deliver
-from pyloop.served import ServedConnection
+
+if TYPE_CHECKING:
+    from pyloop.served import ServedConnection
 
 __all__ = [
     "MODELS",

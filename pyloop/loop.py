@@ -16,7 +16,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pyloop.blocked import BlockWatch, check_threshold
 from pyloop.core import beyond_select, check, failure, ffi, is_foreign, lib
@@ -27,20 +27,29 @@ from pyloop.page import Page
 from pyloop.pipes import Pipes
 from pyloop.running import Running, Turn, wait_ns
 from pyloop.sock_calls import SocketCalls
-from pyloop.stats import LoopStats, loop_stats
 from pyloop.streams import Acceptor, Streams
 from pyloop.subprocesses import Subprocesses
 from pyloop.watches import Watches
 
-__all__ = ["Loop", "new_event_loop", "running_loop"]
+if TYPE_CHECKING:
+    from pyloop.stats import LoopStats
 
-_BACKENDS: dict[str, int] = {
+__all__ = [
+    "BACKENDS",
+    "BACKEND_NAMES",
+    "CoreSelector",
+    "Loop",
+    "new_event_loop",
+    "running_loop",
+]
+
+BACKENDS: dict[str, int] = {
     "auto": lib.PL_AUTO,
     "select": lib.PL_SELECT,
     "poll": lib.PL_POLL,
     "epoll": lib.PL_EPOLL,
 }
-_NAMES = {number: name for name, number in _BACKENDS.items()}
+BACKEND_NAMES = {number: name for name, number in BACKENDS.items()}
 
 
 def _choose_backend(backend: str) -> int:
@@ -48,9 +57,9 @@ def _choose_backend(backend: str) -> int:
     source = "backend"
     if backend == "auto" and (named := os.environ.get("PYLOOP_BACKEND")):
         source, backend = "PYLOOP_BACKEND", named
-    if backend in _BACKENDS:
-        return _BACKENDS[backend]
-    known = ", ".join(_BACKENDS)
+    if backend in BACKENDS:
+        return BACKENDS[backend]
+    known = ", ".join(BACKENDS)
     if backend == "io_uring":
         raise ValueError(f"{source}='io_uring': not in this build; expected one of {known}")
     raise ValueError(f"{source}={backend!r}: expected one of {known}")
@@ -176,10 +185,12 @@ class Loop(Turn, SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, Runni
     def backend(self) -> str:
         """The kernel interface in use now: "select", "poll" or "epoll"."""
         with self._wake_lock:  # so that close() in another thread does not free what is used here
-            return _NAMES[lib.pl_loop_backend(self._open_core())]
+            return BACKEND_NAMES[lib.pl_loop_backend(self._open_core())]
 
     def stats(self) -> LoopStats:
         """Return what the loop has done so far."""
+        from pyloop.stats import loop_stats  # not before somebody asks: see __init__
+
         return loop_stats(self.backend, self._counters, self._ran)
 
     def _watch_blocking(self, threshold: float | None) -> None:

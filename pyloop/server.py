@@ -8,14 +8,12 @@ import os
 import socket
 import ssl as ssl_module
 from collections.abc import Callable, Collection, Set
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pyloop.acceptor import Acceptor, Connections
 from pyloop.address import parse_address, resolve
-from pyloop.bus import Bus, check_url
-from pyloop.buses import Buses
+from pyloop.buses import Buses, check_bus
 from pyloop.connection import Connection
-from pyloop.fork_model import ForkService
 from pyloop.framing import Framing, Raw, as_bytes
 from pyloop.handlers import HandlerKind, check_model, classify, one_by_one
 from pyloop.listening import Listening
@@ -31,18 +29,15 @@ from pyloop.options import (
     check_ssl,
 )
 from pyloop.page import Page
-from pyloop.service import Service
-from pyloop.stats import ServerStats, copy_counters, page_server_stats, server_stats
+from pyloop.service import service_of
 from pyloop.supervision import check_supervision
-from pyloop.thread_model import ThreadService
+
+if TYPE_CHECKING:
+    from pyloop.bus import Bus
+    from pyloop.stats import ServerStats
 
 __all__ = ["Server"]
 
-_SERVICES: dict[str, type[Acceptor]] = {
-    "loop": Service,
-    "thread": ThreadService,
-    "fork": ForkService,
-}
 _FORKS_MOST = 32_768  # each has a cell of the page
 _MOST_CONNECTIONS = {"loop": 0, "thread": 1000, "fork": 512}
 """max_connections=None, by model; 0 is no limit."""
@@ -161,7 +156,7 @@ class Server:
         self._on_worker_start = check_hook("on_worker_start", on_worker_start, plain=True)
         self._on_worker_stop = check_hook("on_worker_stop", on_worker_stop, plain=True)
         self._metrics = None if metrics is None else parse_address("metrics", metrics)
-        self._bus_url = None if bus is None else check_url(bus)
+        self._bus_url = check_bus(bus)
         self._child_cells = range(0)  # of the page, for model="fork"
         self._listening = Listening()
         self._service: Acceptor | None = None
@@ -206,6 +201,8 @@ class Server:
 
     def stats(self) -> ServerStats:
         """Return what the server has done since it was made."""
+        from pyloop.stats import page_server_stats, server_stats  # when asked: see __init__
+
         group, service = self._group, self._service
         if service is not None:
             service.settle()
@@ -215,6 +212,8 @@ class Server:
 
     def _use_page(self, page: Page, number: int) -> None:
         """Count in a page, as its server `number`, beginning with what was counted so far."""
+        from pyloop.stats import copy_counters
+
         before = self.stats()
         self._group.count_in(page, 0, number)
         copy_counters(before, self._group.counters)
@@ -255,7 +254,7 @@ class Server:
                 self._buses = self._own_buses = Buses()
             if self._bus_url is not None and not self._bus_url.startswith("shm:"):
                 self.bus._started()
-            self._service = service = _SERVICES[self._model](self, loop)
+            self._service = service = service_of(self._model)(self, loop)
             await self._call_hook(self._on_start)
             service.accept(self._listening.sockets)
         except BaseException:

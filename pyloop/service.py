@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pyloop.loop import Loop
     from pyloop.server import Server
 
-__all__ = ["Service"]
+__all__ = ["service_of"]
 
 
 class Service(Acceptor):
@@ -93,3 +93,16 @@ class Service(Acceptor):
             conn.abort()
         for task in tuple(self.tasks):
             task.cancel()
+
+
+def service_of(model: str) -> type[Acceptor]:
+    """Return what serves: that of another model is imported only to be used."""
+    if model == "thread":
+        from pyloop.thread_model import ThreadService
+
+        return ThreadService
+    if model == "fork":
+        from pyloop.fork_model import ForkService
+
+        return ForkService
+    return Service

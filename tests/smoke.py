@@ -49,7 +49,10 @@ def main() -> None:
     assert not logged, [record.getMessage() for record in logged]
     assert not pyloop.Semaphore(0).wait(0.01)  # the C library's way to wait is found at run time
     assert files("pyloop").joinpath("metrics.html").is_file()
-    print("smoke test passed:", os.path.dirname(pyloop.__file__))
+    info = pyloop.info()
+    wanted = info.implementation == "CPython" and os.environ.get("PYLOOP_FASTPATH") != "0"
+    assert bool(info.fastpath) == wanted, info.why_not
+    print(f"smoke test passed\n{info}")
 
 
 if __name__ == "__main__":

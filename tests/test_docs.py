@@ -13,13 +13,14 @@ import pytest
 
 import pyloop
 from pyloop import lowlevel
+from pyloop.walk import PythonWalk
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 API = (ROOT / "docs" / "api.md").read_text()
 SOURCES = {
     path.name: path.read_text()
-    for pattern in ("csrc/*.[ch]", "pyloop/*.py", "examples/*.py")
+    for pattern in ("csrc/*.[ch]", "csrc/fastpath/*.[ch]", "*.py", "pyloop/*.py", "examples/*.py")
     for path in ROOT.glob(pattern)
     if path.name != "_core.c"
 }
@@ -149,12 +150,14 @@ def test_relative_links_lead_somewhere(path: Path) -> None:
 
 @each_document
 def test_source_files_that_are_named_exist(path: Path) -> None:
-    named = re.findall(r"`((?:csrc/|pyloop/|examples/)?\w+\.(?:c|h|py))`", path.read_text())
+    named = re.findall(
+        r"`((?:csrc/|csrc/fastpath/|pyloop/|examples/)?\w+\.(?:c|h|py))`", path.read_text()
+    )
     unknown = {name for name in named if name.rpartition("/")[2] not in SOURCES}
     assert unknown - {"server.py", "conftest.py"} == set()
 
 
-@pytest.mark.parametrize("name", ["tour.md", "backends.md"])
+@pytest.mark.parametrize("name", ["tour.md", "backends.md", "fastpath.md"])
 def test_functions_that_are_named_exist(name: str) -> None:
     text = re.sub(r"^```.*?^```", "", (ROOT / "docs" / name).read_text(), flags=re.M | re.S)
     spans = set(re.findall(r"`([\w.]+)`", text))
@@ -164,11 +167,11 @@ def test_functions_that_are_named_exist(name: str) -> None:
     assert {span for span in ours if not set(span.split(".")) <= words} == set()
 
 
-def test_code_of_the_tour_is_in_dispatch() -> None:
+def test_code_of_the_tour_is_in_the_walk() -> None:
     tour = (ROOT / "docs" / "tour.md").read_text()
     found = re.search(r"^```python\n(for kind.*?)^```", tour, re.M | re.S)
     assert found
-    walk = inspect.getsource(importlib.import_module("pyloop.dispatch").Dispatch.walk)
+    walk = inspect.getsource(PythonWalk.walk)
     shown = [line.strip() for line in found[1].splitlines() if line.strip() != "..."]
     real = [re.sub(r": Any", "", line.strip()) for line in walk.splitlines()]
     assert [line for line in shown if line not in real] == []

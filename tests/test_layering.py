@@ -19,6 +19,7 @@ CSRC = ROOT / "csrc"
 # `if TYPE_CHECKING:` imports are names for annotations, not arrows.
 PYTHON_LEVELS = """
     __init__ __main__
+    about
     serve
     fresh
     application
@@ -95,6 +96,7 @@ C_ARROWS: dict[str, set[str]] = {
     "buf": {"mapping"},
     "blocking": {"sock"},
     "fast": {"pyloop_api"},
+    "build": set(),
     "pyloop_api": set(),
     "fdset": set(),
     "sock": set(),
