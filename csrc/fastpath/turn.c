@@ -42,7 +42,9 @@ static bool is_rare(const struct turn *t, Py_ssize_t count, Py_ssize_t least, Py
     if (!names)
         return false;
     PyObject *name = PyTuple_GET_SIZE(names) == 1 ? PyTuple_GET_ITEM(names, 0) : NULL;
-    return name != t->st->s_context; /* names in code are interned */
+    if (name == t->st->s_context) /* names in code are interned, those that _asyncio calls with are not */
+        return false;
+    return !name || PyUnicode_CompareWithASCIIString(name, "context") != 0;
 }
 
 static PyObject *schedule_soon(struct turn *t, PyObject *const *args, Py_ssize_t count,
