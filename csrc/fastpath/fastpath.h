@@ -51,6 +51,7 @@ struct state {
     PyObject *loop_seen;          /* the loop that address_of was asked last, and what it said */
     struct pl_loop *core_seen;
     PyObject *empty_tuple;
+    PyObject *Future, *loop_names; /* asyncio's, and the keyword that it wants */
     PyObject *s_context, *s_run, *s_time, *s_core, *s_fail, *s_gated, *s_message_received, *s_sent,
         *s_send_other, *s_written, *s_write_other, *s_owner, *s_loop, *s_create_future, *s_done,
         *s_set_result, *s_pause, *s_resume, *s_inbox, *s_drained;

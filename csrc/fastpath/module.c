@@ -143,6 +143,8 @@ static int fastpath_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(st->inbox_type);
     Py_VISIT(st->inbox_end);
     Py_VISIT(st->loop_seen);
+    Py_VISIT(st->Future);
+    Py_VISIT(st->loop_names);
     for (int i = 0; i < TWIN_COUNT; i++)
         Py_VISIT(st->twins[i]);
     return 0;
@@ -177,6 +179,8 @@ static int fastpath_clear(PyObject *module)
     Py_CLEAR(st->inbox_type);
     Py_CLEAR(st->inbox_end);
     Py_CLEAR(st->loop_seen);
+    Py_CLEAR(st->Future);
+    Py_CLEAR(st->loop_names);
     for (int i = 0; i < TWIN_COUNT; i++)
         Py_CLEAR(st->twins[i]);
     Py_CLEAR(st->empty_tuple);
