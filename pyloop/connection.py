@@ -29,7 +29,7 @@ class Connection(ConnectionBase):
     Belongs to the loop's thread; from another, use loop.call_soon_threadsafe.
     """
 
-    __slots__ = ("__weakref__", "_writable")
+    __slots__ = ("__weakref__",)
 
     def __init__(self, ptr: Any, ident: int, owner: Owner, peer: Any) -> None:
         self._ptr = ptr
@@ -41,7 +41,7 @@ class Connection(ConnectionBase):
         self._call = ignore
         self._target = None
         self._exc = None
-        self._writable: asyncio.Event | None = None  # there while output is over high water
+        self._writable = None  # there while output is over high water
         self._closed = None  # there while somebody waits for the end
         self.state = None
 
@@ -138,12 +138,7 @@ class Connection(ConnectionBase):
         if writable is not None:
             writable.set()
 
-    async def drain(self) -> None:
-        """Wait until no more than 16 KiB are queued, if more than 64 KiB were.
-
-        Raises:
-            ConnectionClosed: the connection is closing or lost.
-        """
+    async def _drained(self) -> None:
         if self._writable is not None:
             await self._writable.wait()
         if self._gate & CLOSED:
@@ -180,18 +175,6 @@ class Connection(ConnectionBase):
             if not self._gate:
                 lib.pl_conn_resume(self._ptr, self._id)
 
-    async def receive(self) -> bytes | None:
-        """Wait for the next message; None at the peer's end of stream.
-
-        For coroutine handlers and for clients without a protocol.
-
-        Raises:
-            ConnectionClosed: this side has closed it.
-            OSError, FramingError, TimeoutError: why it was lost.
-            RuntimeError: another receive() is waiting, or messages go elsewhere.
-        """
-        return await self._inbox().get()
-
     def _inbox(self) -> Inbox:
         if isinstance(self._target, Inbox):
             return self._target
@@ -199,15 +182,6 @@ class Connection(ConnectionBase):
             "receive() is for coroutine handlers and clients without a protocol: "
             "the messages of this connection go to its handler"
         )
-
-    def __aiter__(self) -> Connection:
-        return self
-
-    async def __anext__(self) -> bytes:
-        message = await self._inbox().get()
-        if message is None:
-            raise StopAsyncIteration
-        return message
 
     # ---- ending ----
 

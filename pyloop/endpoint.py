@@ -1,15 +1,17 @@
-"""What is hot in a connection and in a transport: the fields that the walk reads, and the sends.
+"""What is hot in a connection and in a transport: the fields of the walk, sending, receiving.
 
     _call(_target, message) in _context, unless _gate says why not    <- the walk
     send, write -> pl_conn_send, pl_conn_write -> the next flush
+    receive, async for -> Inbox (inbox.py), in _target
 
-csrc/fastpath/endpoint.c has their twins.
+csrc/fastpath/endpoint.c and awaiting.c have their twins.
 """
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import Context
-from typing import Any
+from typing import Any, Self
 
 from pyloop.core import ffi, lib
 from pyloop.fast import fastpath
@@ -25,7 +27,7 @@ class ConnectionBase:
 
     __slots__ = (
         *("_call", "_context", "_gate", "_id", "_ptr", "_target"),
-        *("_closed", "_exc", "_owner", "_peer", "state"),
+        *("_closed", "_exc", "_owner", "_peer", "_writable", "state"),
     )
 
     _call: Any
@@ -38,6 +40,7 @@ class ConnectionBase:
     _exc: BaseException | None
     _owner: Any
     _peer: Any
+    _writable: asyncio.Event | None
     state: Any
 
     def send(self, message: Any) -> None:
@@ -67,6 +70,45 @@ class ConnectionBase:
         code = _write(self._ptr, self._id, data, len(data))
         if code:
             self._sent(code, len(data))
+
+    async def drain(self) -> None:
+        """Wait until no more than 16 KiB are queued, if more than 64 KiB were.
+
+        Raises:
+            ConnectionClosed: the connection is closing or lost.
+        """
+        if self._gate or self._writable is not None:
+            await self._drained()
+
+    async def receive(self) -> bytes | None:
+        """Wait for the next message; None at the peer's end of stream.
+
+        For coroutine handlers and for clients without a protocol.
+
+        Raises:
+            ConnectionClosed: this side has closed it.
+            OSError, FramingError, TimeoutError: why it was lost.
+            RuntimeError: another receive() is waiting, or messages go elsewhere.
+        """
+        message: bytes | None = await self._inbox().get()
+        return message
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        message: bytes | None = await self._inbox().get()
+        if message is None:
+            raise StopAsyncIteration
+        return message
+
+    async def _drained(self) -> None:
+        """Wait for room to send, or raise that the connection is closed."""
+        raise NotImplementedError
+
+    def _inbox(self) -> Any:
+        """Return the Inbox, or raise why there is none."""
+        raise NotImplementedError
 
     def _send_other(self, data: Any, framed: bool) -> None:
         """Send what is not simply bytes."""

@@ -1,4 +1,4 @@
-"""The messages that a coroutine has not taken yet."""
+"""The messages that a coroutine has not taken yet. csrc/fastpath/inbox.c has the twin."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from pyloop.errors import without_frames
+from pyloop.fast import fastpath
 
 if TYPE_CHECKING:
     from pyloop.connection import Connection
 
-__all__ = ["CLOSED", "FULL", "PAUSED", "Inbox"]
+__all__ = ["CLOSED", "FULL", "PAUSED", "Inbox", "PythonInbox"]
 
 # Why messages are not delivered now: bits of Connection._gate.
 PAUSED, FULL, CLOSED = 1, 2, 4
+
+
+def _cost(message: bytes) -> int:
+    """Its bytes, or one: no number of empty messages fits."""
+    return len(message) or 1
 
 
 class Inbox:
@@ -33,7 +39,7 @@ class Inbox:
     def push(self, message: bytes) -> None:
         """Take a message from dispatch; when full, the core holds the rest."""
         self.messages.append(message)
-        self.size += len(message)
+        self.size += _cost(message)
         if self.conn is not None and self.size >= self.conn._owner.read_limit:
             self.conn._pause(FULL)
         self._wake()
@@ -61,11 +67,7 @@ class Inbox:
             raise RuntimeError("another receive() is already waiting on this connection")
         while not self.messages:
             if self.ended:
-                if self.exc is None:
-                    return None
-                if self.conn is not None:
-                    self.conn._end(self.exc)
-                raise without_frames(self.exc)
+                return _raise_end(self)
             assert self.conn is not None
             self.waiter = self.conn._owner.loop.create_future()
             try:
@@ -73,8 +75,27 @@ class Inbox:
             finally:
                 self.waiter = None
         message = self.messages.popleft()
-        self.size -= len(message)
+        self.size -= _cost(message)
         conn = self.conn
         if conn is not None and conn._gate & FULL and self.size * 2 <= conn._owner.read_limit:
             conn._resume(FULL)
         return message
+
+
+def _raise_end(inbox: Inbox) -> None:
+    """Raise why there are no more messages, unless they ended in good order."""
+    if inbox.exc is not None:
+        if inbox.conn is not None:
+            inbox.conn._end(inbox.exc)
+        raise without_frames(inbox.exc)
+
+
+PythonInbox = Inbox
+if fastpath is not None:
+
+    class _Inbox(fastpath.Inbox):  # type: ignore[misc]
+        __slots__ = ()
+        end, drop, _wake = Inbox.end, Inbox.drop, Inbox._wake
+
+    Inbox = _Inbox  # type: ignore[misc]
+    fastpath.use_inbox(Inbox, _raise_end)

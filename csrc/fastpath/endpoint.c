@@ -70,6 +70,23 @@ static PyObject *transport_write(PyObject *self, PyObject *data)
     return code ? tell(self, c->st->s_written, code, data) : Py_NewRef(Py_None);
 }
 
+/* ---- awaiting ---- */
+
+static PyObject *connection_receive(PyObject *self, PyObject *Py_UNUSED(nothing))
+{
+    return awaiting_new(of(self)->st, self, AWAIT_MESSAGE);
+}
+
+static PyObject *connection_drain(PyObject *self, PyObject *Py_UNUSED(nothing))
+{
+    return awaiting_new(of(self)->st, self, AWAIT_ROOM);
+}
+
+static PyObject *connection_next(PyObject *self)
+{
+    return awaiting_new(of(self)->st, self, AWAIT_NEXT);
+}
+
 /* ---- fields ---- */
 
 int core_of(struct state *st, PyObject *ptr, struct pl_loop **core)
@@ -129,6 +146,7 @@ static PyMemberDef connection_members[] = {
     {"_exc", T_OBJECT, PLACE(first[2]), 0, "Why it was lost, or None."},
     {"_owner", T_OBJECT, PLACE(first[3]), 0, "See protocol.Owner."},
     {"_peer", T_OBJECT, PLACE(first[4]), 0, "The peer's address, decoded or not."},
+    {"_writable", T_OBJECT, PLACE(writable), 0, "Set when output is under low water; else None."},
     COMMON,
 };
 
@@ -159,6 +177,7 @@ static int endpoint_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(c->context);
     Py_VISIT(c->call);
     Py_VISIT(c->target);
+    Py_VISIT(c->writable);
     return 0;
 }
 
@@ -172,6 +191,7 @@ static int endpoint_clear(PyObject *self)
     Py_CLEAR(c->context);
     Py_CLEAR(c->call);
     Py_CLEAR(c->target);
+    Py_CLEAR(c->writable);
     return 0;
 }
 
@@ -192,6 +212,12 @@ static PyMethodDef connection_methods[] = {
                "Queue one message, framed; it leaves with the loop's next turn.")},
     {"write", connection_write, METH_O,
      PyDoc_STR("write($self, data, /)\n--\n\nQueue bytes as they are, without framing.")},
+    {"receive", connection_receive, METH_NOARGS,
+     PyDoc_STR("receive($self, /)\n--\n\n"
+               "Wait for the next message; None at the peer's end of stream.")},
+    {"drain", connection_drain, METH_NOARGS,
+     PyDoc_STR("drain($self, /)\n--\n\n"
+               "Wait until no more than 16 KiB are queued, if more than 64 KiB were.")},
     {0},
 };
 
@@ -214,6 +240,8 @@ static PyType_Slot connection_slots[] = {
     {Py_tp_doc, "What is hot in a pyloop.Connection."},
     {Py_tp_methods, connection_methods},
     {Py_tp_members, connection_members},
+    {Py_am_aiter, PyObject_SelfIter},
+    {Py_am_anext, connection_next},
     MEMORY,
 };
 

@@ -39,18 +39,23 @@ struct free_list {
 
 struct state {
     const struct pl_api *api;
-    PyTypeObject *Ready, *Handle, *TimerHandle, *Turn, *Walk, *ConnectionBase, *TransportBase;
+    PyTypeObject *Ready, *Handle, *TimerHandle, *Turn, *Walk, *ConnectionBase, *TransportBase,
+        *Inbox, *Awaiting;
     struct handle_places handle;  /* in asyncio.Handle */
     PyObject *twins[TWIN_COUNT];  /* NULL before use_running */
     PyObject *deliver, *call_it;  /* pyloop's functions, which the walk knows; NULL before use_core */
+    PyObject *inbox_push;            /* Inbox.push, which the walk knows likewise */
+    PyObject *inbox_type, *inbox_end; /* pyloop's Inbox, and what raises why one has ended; NULL before use_inbox */
     PyObject *null, *address_of;  /* ffi.NULL, and what tells the address of a loop; likewise */
     PyObject *loop_seen;          /* the loop that address_of was asked last, and what it said */
     struct pl_loop *core_seen;
     PyObject *empty_tuple;
     PyObject *context_seen; /* another string that says "context", of asyncio's C code */
+    PyObject *Future, *loop_names; /* asyncio's, and the keyword that it wants */
     PyObject *s_context, *s_run, *s_time, *s_core, *s_fail, *s_gated, *s_message_received, *s_sent,
-        *s_send_other, *s_written, *s_write_other;
-    struct free_list handles, timers;
+        *s_send_other, *s_written, *s_write_other, *s_owner, *s_loop, *s_create_future, *s_done,
+        *s_set_result, *s_pause, *s_resume, *s_inbox, *s_drained;
+    struct free_list handles, timers, awaitings;
 };
 
 #define FAST(function) ((PyCFunction)(void (*)(void))(function)) /* METH_FASTCALL in a PyMethodDef */
@@ -70,6 +75,8 @@ int handle_setup(PyObject *module, struct state *st);
 int turn_setup(PyObject *module, struct state *st);
 int walk_setup(PyObject *module, struct state *st);
 int endpoint_setup(PyObject *module, struct state *st);
+int inbox_setup(PyObject *module, struct state *st);
+int awaiting_setup(PyObject *module, struct state *st);
 
 PyObject *exception_take(void); /* the current one, normalized, with its traceback; no longer set */
 
@@ -84,6 +91,7 @@ struct ready {
 
 int ready_push(struct ready *r, PyObject *handle); /* takes a reference. 0 or -1 with MemoryError */
 PyObject *ready_pop(struct ready *r);              /* gives one; r is not empty. For C code that runs it */
+void ready_trim(struct ready *r);                  /* let a large ring go that is empty */
 
 /* ---- handles ---- */
 
@@ -154,10 +162,38 @@ struct endpoint {
     uint64_t id, write_id;
     int gate;             /* why messages are not delivered now: pyloop/inbox.py */
     PyObject *context, *call, *target; /* call(target, message) in context */
+    PyObject *writable;                /* a Connection's: None or NULL unless output is over high water */
 };
 
 /* The loop that a cdata points to, in *core; NULL for ffi.NULL. 0 or -1. */
 int core_of(struct state *st, PyObject *ptr, struct pl_loop **core);
+
+/* ---- what coroutines await ---- */
+
+struct inbox {
+    PyObject head;
+    struct state *st;
+    PyObject *conn; /* this, exc and waiter: None or NULL when there is none */
+    struct ready *messages;
+    PyObject *exc, *waiter;
+    Py_ssize_t size, limit; /* of the messages, in bytes */
+    char ended;
+    char full;  /* has it paused its connection? */
+    char woken; /* has the waiter been told? */
+};
+
+int inbox_push(PyObject *inbox, PyObject *message); /* of that type, and bytes: 0 or -1 */
+PyObject *inbox_pop(struct inbox *box);             /* gives one, or NULL; there are messages */
+
+/* Make a future that the next message wakes, and return an iterator over it, as `await` wants one; or NULL. */
+PyObject *inbox_wait(struct inbox *box);
+bool inbox_is_awaited(const struct inbox *box);
+void inbox_wait_no_more(struct inbox *box);
+
+enum await { AWAIT_MESSAGE, AWAIT_NEXT, AWAIT_ROOM }; /* receive(), __anext__(), drain() */
+
+/* What awaits it of a connection; or a message of an inbox. Borrows `source`. */
+PyObject *awaiting_new(struct state *st, PyObject *source, enum await what);
 
 /* ---- the walk over a batch ---- */
 

@@ -4,6 +4,7 @@
  *     use_running(...)     the Python functions that serve when the C ones do not
  *     use_core(...)        ffi.NULL, and what tells a loop's address
  *     use_calls(...)       pyloop's functions that the walk knows by sight, and does itself
+ *     use_inbox(...)       pyloop's Inbox, and what raises why one has ended
  *
  * Multi-phase initialisation (PEP 489) and heap types: each interpreter has its own state. It has been tried in one
  * interpreter at a time with the GIL, and says so. */
@@ -24,6 +25,15 @@ static const struct {
     {"_send_other", offsetof(struct state, s_send_other)},
     {"_written", offsetof(struct state, s_written)},
     {"_write_other", offsetof(struct state, s_write_other)},
+    {"_owner", offsetof(struct state, s_owner)},
+    {"loop", offsetof(struct state, s_loop)},
+    {"create_future", offsetof(struct state, s_create_future)},
+    {"done", offsetof(struct state, s_done)},
+    {"set_result", offsetof(struct state, s_set_result)},
+    {"_pause", offsetof(struct state, s_pause)},
+    {"_resume", offsetof(struct state, s_resume)},
+    {"_inbox", offsetof(struct state, s_inbox)},
+    {"_drained", offsetof(struct state, s_drained)},
 };
 
 static struct state *module_state(PyObject *module) { return PyModule_GetState(module); }
@@ -81,6 +91,21 @@ static PyObject *use_calls(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *use_inbox(PyObject *module, PyObject *args)
+{
+    struct state *st = module_state(module);
+    PyObject *type, *end;
+    if (!PyArg_ParseTuple(args, "O!O:use_inbox", &PyType_Type, &type, &end))
+        return NULL;
+    if (!PyType_IsSubtype((PyTypeObject *)type, st->Inbox)) {
+        PyErr_SetString(PyExc_TypeError, "use_inbox: expected a class derived from Inbox");
+        return NULL;
+    }
+    Py_XSETREF(st->inbox_type, Py_NewRef(type));
+    Py_XSETREF(st->inbox_end, Py_NewRef(end));
+    Py_RETURN_NONE;
+}
+
 static int fastpath_exec(PyObject *module)
 {
     struct state *st = module_state(module);
@@ -93,7 +118,9 @@ static int fastpath_exec(PyObject *module)
         return -1;
     if (ready_setup(module, st) < 0 || handle_setup(module, st) < 0 || walk_setup(module, st) < 0)
         return -1;
-    return turn_setup(module, st) < 0 ? -1 : endpoint_setup(module, st);
+    if (turn_setup(module, st) < 0 || endpoint_setup(module, st) < 0)
+        return -1;
+    return inbox_setup(module, st) < 0 ? -1 : awaiting_setup(module, st);
 }
 
 static int fastpath_traverse(PyObject *module, visitproc visit, void *arg)
@@ -106,11 +133,18 @@ static int fastpath_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(st->Walk);
     Py_VISIT(st->ConnectionBase);
     Py_VISIT(st->TransportBase);
+    Py_VISIT(st->Inbox);
+    Py_VISIT(st->Awaiting);
     Py_VISIT(st->null);
     Py_VISIT(st->address_of);
     Py_VISIT(st->deliver);
     Py_VISIT(st->call_it);
+    Py_VISIT(st->inbox_push);
+    Py_VISIT(st->inbox_type);
+    Py_VISIT(st->inbox_end);
     Py_VISIT(st->loop_seen);
+    Py_VISIT(st->Future);
+    Py_VISIT(st->loop_names);
     for (int i = 0; i < TWIN_COUNT; i++)
         Py_VISIT(st->twins[i]);
     return 0;
@@ -127,6 +161,7 @@ static int fastpath_clear(PyObject *module)
     struct state *st = module_state(module);
     free_all(&st->handles);
     free_all(&st->timers);
+    free_all(&st->awaitings);
     Py_CLEAR(st->Ready);
     Py_CLEAR(st->Handle);
     Py_CLEAR(st->TimerHandle);
@@ -134,11 +169,18 @@ static int fastpath_clear(PyObject *module)
     Py_CLEAR(st->Walk);
     Py_CLEAR(st->ConnectionBase);
     Py_CLEAR(st->TransportBase);
+    Py_CLEAR(st->Inbox);
+    Py_CLEAR(st->Awaiting);
     Py_CLEAR(st->null);
     Py_CLEAR(st->address_of);
     Py_CLEAR(st->deliver);
     Py_CLEAR(st->call_it);
+    Py_CLEAR(st->inbox_push);
+    Py_CLEAR(st->inbox_type);
+    Py_CLEAR(st->inbox_end);
     Py_CLEAR(st->loop_seen);
+    Py_CLEAR(st->Future);
+    Py_CLEAR(st->loop_names);
     for (int i = 0; i < TWIN_COUNT; i++)
         Py_CLEAR(st->twins[i]);
     Py_CLEAR(st->empty_tuple);
@@ -154,6 +196,7 @@ static PyMethodDef functions[] = {
     {"connect", connect, METH_O, "Take the address of the core's table. Raises ImportError."},
     {"use_core", use_core, METH_VARARGS, "Take ffi.NULL, and what tells the address of a loop."},
     {"use_calls", use_calls, METH_VARARGS, "Take deliver and call_it, which the walk does itself."},
+    {"use_inbox", use_inbox, METH_VARARGS, "Take Inbox, and what raises why one has ended."},
     {"use_running", use_running, METH_VARARGS, "Take the Python twins of a loop's methods."},
     {0},
 };

@@ -1,4 +1,4 @@
-/* ready.c -- Ready, the queue of handles that are to run: a ring that only grows.
+/* ready.c -- Ready, the queue of handles that are to run: a ring. The messages of an inbox are in one too.
  *
  *     items [ . . h h h h . . )       first                  first + count: behind the last
  *
@@ -55,6 +55,15 @@ PyObject *ready_pop(struct ready *r)
     r->first = (r->first + 1) & (r->cap - 1);
     r->count--;
     return Py_REFCNT(handle) > 1 ? hand_out(handle) : handle;
+}
+
+void ready_trim(struct ready *r)
+{
+    if (r->count || r->cap <= CAP_MIN)
+        return;
+    PyMem_Free(r->items);
+    r->items = NULL;
+    r->cap = r->first = 0;
 }
 
 /* ---- as a deque ---- */

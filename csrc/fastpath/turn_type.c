@@ -28,6 +28,18 @@ static PyObject *turn_use_core(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* BaseEventLoop's, without a frame of Python: each wait of a coroutine makes a future, and that asks about debug. */
+static PyObject *turn_create_future(PyObject *self, PyObject *Py_UNUSED(nothing))
+{
+    const struct state *st = ((struct turn *)self)->st;
+    return PyObject_Vectorcall(st->Future, &self, 0, st->loop_names);
+}
+
+static PyObject *turn_get_debug(PyObject *self, PyObject *Py_UNUSED(nothing))
+{
+    return PyBool_FromLong(((struct turn *)self)->debug);
+}
+
 /* ---- attributes ---- */
 
 static PyObject *get_ready(PyObject *self, void *Py_UNUSED(closure))
@@ -152,6 +164,8 @@ static PyMethodDef methods[] = {
     {"call_later", FAST(turn_call_later), METH_FASTCALL | METH_KEYWORDS, NULL},
     {"call_at", FAST(turn_call_at), METH_FASTCALL | METH_KEYWORDS, NULL},
     {"_run_once", turn_run_once, METH_NOARGS, NULL},
+    {"create_future", turn_create_future, METH_NOARGS, "Create a Future of this loop."},
+    {"get_debug", turn_get_debug, METH_NOARGS, "Is it in debug mode?"},
     {"_use_core", turn_use_core, METH_VARARGS, NULL},
     {0},
 };
@@ -177,6 +191,11 @@ static PyType_Spec spec = {
 
 int turn_setup(PyObject *module, struct state *st)
 {
+    PyObject *asyncio = PyImport_ImportModule("asyncio.futures");
+    st->Future = asyncio ? PyObject_GetAttrString(asyncio, "Future") : NULL;
+    Py_XDECREF(asyncio);
+    if (!st->Future || !(st->loop_names = PyTuple_Pack(1, st->s_loop)))
+        return -1;
     st->Turn = (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, NULL);
     return st->Turn ? PyModule_AddType(module, st->Turn) : -1;
 }

@@ -47,6 +47,16 @@ static PyObject *call_in_context(const struct endpoint *c, PyObject *data)
     return got;
 }
 
+static PyObject *hand_over(const struct endpoint *c, PyObject *data)
+{
+    if (c->call != c->st->inbox_push || (PyObject *)Py_TYPE(c->target) != c->st->inbox_type)
+        return call_in_context(c, data);
+    PyObject *box = Py_NewRef(c->target);
+    int rc = inbox_push(box, data);
+    Py_DECREF(box);
+    return rc < 0 ? NULL : Py_NewRef(Py_None);
+}
+
 /* What a handler raised ends its connection only. */
 static int fail(const struct state *st, PyObject *conn)
 {
@@ -70,7 +80,7 @@ static int deliver_message(struct walk *w, const struct pl_event *e)
         got = PyObject_CallMethodOneArg((PyObject *)w, w->st->s_gated, conn);
     } else {
         PyObject *data = PyBytes_FromStringAndSize((const char *)e->data, e->end - e->data);
-        got = data ? call_in_context(c, data) : NULL;
+        got = data ? hand_over(c, data) : NULL;
         Py_XDECREF(data);
     }
     int rc = got ? 0 : fail(w->st, conn);
