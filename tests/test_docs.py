@@ -19,7 +19,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 API = (ROOT / "docs" / "api.md").read_text()
 SOURCES = {
     path.name: path.read_text()
-    for pattern in ("csrc/*.[ch]", "pyloop/*.py", "examples/*.py")
+    for pattern in ("csrc/*.[ch]", "csrc/fastpath/*.[ch]", "pyloop/*.py", "examples/*.py")
     for path in ROOT.glob(pattern)
     if path.name != "_core.c"
 }
@@ -164,11 +164,11 @@ def test_functions_that_are_named_exist(name: str) -> None:
     assert {span for span in ours if not set(span.split(".")) <= words} == set()
 
 
-def test_code_of_the_tour_is_in_dispatch() -> None:
+def test_code_of_the_tour_is_in_the_walk() -> None:
     tour = (ROOT / "docs" / "tour.md").read_text()
     found = re.search(r"^```python\n(for kind.*?)^```", tour, re.M | re.S)
     assert found
-    walk = inspect.getsource(importlib.import_module("pyloop.dispatch").Dispatch.walk)
+    walk = inspect.getsource(importlib.import_module("pyloop.walk").PythonWalk.walk)
     shown = [line.strip() for line in found[1].splitlines() if line.strip() != "..."]
     real = [re.sub(r": Any", "", line.strip()) for line in walk.splitlines()]
     assert [line for line in shown if line not in real] == []

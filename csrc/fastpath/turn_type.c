@@ -145,12 +145,18 @@ static void turn_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+#define SIGNED(text) PyDoc_STR(text "\n--\n\n") /* what inspect.signature reads */
+
 static PyMethodDef methods[] = {
-    {"call_soon", FAST(turn_call_soon), METH_FASTCALL | METH_KEYWORDS, NULL},
-    {"call_soon_threadsafe", FAST(turn_call_soon_threadsafe), METH_FASTCALL | METH_KEYWORDS, NULL},
-    {"call_later", FAST(turn_call_later), METH_FASTCALL | METH_KEYWORDS, NULL},
-    {"call_at", FAST(turn_call_at), METH_FASTCALL | METH_KEYWORDS, NULL},
-    {"_run_once", turn_run_once, METH_NOARGS, NULL},
+    {"call_soon", FAST(turn_call_soon), METH_FASTCALL | METH_KEYWORDS,
+     SIGNED("call_soon($self, callback, *args, context=None)")},
+    {"call_soon_threadsafe", FAST(turn_call_soon_threadsafe), METH_FASTCALL | METH_KEYWORDS,
+     SIGNED("call_soon_threadsafe($self, callback, *args, context=None)")},
+    {"call_later", FAST(turn_call_later), METH_FASTCALL | METH_KEYWORDS,
+     SIGNED("call_later($self, delay, callback, *args, context=None)")},
+    {"call_at", FAST(turn_call_at), METH_FASTCALL | METH_KEYWORDS,
+     SIGNED("call_at($self, when, callback, *args, context=None)")},
+    {"_run_once", turn_run_once, METH_NOARGS, SIGNED("_run_once($self)")},
     {"_use_core", turn_use_core, METH_VARARGS, NULL},
     {0},
 };
