@@ -29,7 +29,11 @@ struct handle_places {
     Py_ssize_t context, loop, callback, args, cancelled, repr, traceback;
 };
 
+#ifdef __SANITIZE_ADDRESS__
+#define FREE_HANDLES 1 /* as few as can be: whoever uses a handle that is gone is found out */
+#else
 #define FREE_HANDLES 256
+#endif
 
 /* Objects of one type that wait to be used again. */
 struct free_list {

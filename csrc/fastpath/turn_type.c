@@ -19,8 +19,13 @@ static PyObject *turn_use_core(PyObject *self, PyObject *args)
 {
     struct turn *t = (struct turn *)self;
     PyObject *ptr, *walk;
-    if (!PyArg_ParseTuple(args, "OO!:_use_core", &ptr, t->st->Walk, &walk) ||
-        core_of(t->st, ptr, &t->core) < 0)
+    if (!PyArg_ParseTuple(args, "OO!:_use_core", &ptr, t->st->Walk, &walk))
+        return NULL;
+    if (t->walk && t->walk != walk) { /* the turn that calls this may be in it */
+        PyErr_SetString(PyExc_ValueError, "_use_core: the loop has another walk");
+        return NULL;
+    }
+    if (core_of(t->st, ptr, &t->core) < 0)
         return NULL;
     Py_XSETREF(t->walk, Py_NewRef(walk));
     if (!t->ready && !(t->ready = PyObject_CallNoArgs((PyObject *)t->st->Ready)))
