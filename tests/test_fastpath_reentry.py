@@ -288,14 +288,13 @@ def test_turn_without_a_loop_refuses_its_work(loop):
 
 @only_fast
 def test_deep_chain_of_handles_is_let_go_without_recursion(loop):
-    handle = None
-    for _ in range(200_000):
-        handle = loop.call_soon(print, handle)
-        loop._ready.pop()
-    del handle
-    for _ in range(200_000):
-        loop.call_soon(loop.call_soon, loop._ready.pop() if loop._ready else None)
-    loop._ready.clear()
+    for callback_of in (lambda handle: print, lambda handle: handle.cancel):
+        handle = loop.call_soon(print)
+        for _ in range(50_000):
+            handle = loop.call_soon(callback_of(handle), handle)
+            loop._ready.pop()
+        del handle
+        loop._ready.clear()
 
 
 @only_fast

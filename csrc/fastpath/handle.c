@@ -308,9 +308,8 @@ static PyType_Slot timer_slots[] = {
     {0},
 };
 
-#define FLAGS                                                             \
-    (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | \
-     Py_TPFLAGS_DISALLOW_INSTANTIATION)
+/* Not immutable: from 3.14 on no such type may have a base that is not. */
+#define FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION)
 
 /* Where a slot of a Python class lies; -1 with an exception. */
 static Py_ssize_t place_of(PyObject *type, const char *name)
