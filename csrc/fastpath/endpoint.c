@@ -110,7 +110,8 @@ int core_of(struct state *st, PyObject *ptr, struct pl_loop **core)
 static PyObject *get_ptr(PyObject *self, void *Py_UNUSED(closure))
 {
     struct endpoint *c = of(self);
-    return Py_NewRef(c->ptr ? c->ptr : c->st->null);
+    PyObject *ptr = c->ptr ? c->ptr : c->st->null;
+    return Py_NewRef(ptr ? ptr : Py_None);
 }
 
 static int put_ptr(PyObject *self, PyObject *ptr, void *Py_UNUSED(closure))

@@ -29,7 +29,11 @@ struct handle_places {
     Py_ssize_t context, loop, callback, args;
 };
 
+#ifdef __SANITIZE_ADDRESS__
+#define FREE_HANDLES 1 /* as few as can be: whoever uses a handle that is gone is found out */
+#else
 #define FREE_HANDLES 1024
+#endif
 
 /* Objects of one type that wait to be used again. */
 struct free_list {
@@ -190,7 +194,11 @@ PyObject *inbox_wait(struct inbox *box);
 bool inbox_is_awaited(const struct inbox *box);
 void inbox_wait_no_more(struct inbox *box);
 
-enum await { AWAIT_MESSAGE, AWAIT_NEXT, AWAIT_ROOM }; /* receive(), __anext__(), drain() */
+enum await {
+    AWAIT_MESSAGE,
+    AWAIT_NEXT,
+    AWAIT_ROOM
+}; /* receive(), __anext__(), drain() */
 
 /* What awaits it of a connection; or a message of an inbox. Borrows `source`. */
 PyObject *awaiting_new(struct state *st, PyObject *source, enum await what);

@@ -90,10 +90,12 @@ PyObject *exception_take(void)
 
 static int report(const struct state *st, PyObject *handle)
 {
-    if (PyErr_ExceptionMatches(PyExc_SystemExit) || PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
+    PyObject *twin = st->twins[TWIN_REPORT_FAILED];
+    if (!twin || PyErr_ExceptionMatches(PyExc_SystemExit) ||
+        PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
         return -1;
     PyObject *args[] = {handle, exception_take()};
-    PyObject *done = PyObject_Vectorcall(st->twins[TWIN_REPORT_FAILED], args, 2, NULL);
+    PyObject *done = PyObject_Vectorcall(twin, args, 2, NULL);
     Py_XDECREF(args[1]);
     Py_XDECREF(done);
     return done ? 0 : -1;
@@ -243,25 +245,25 @@ static int timer_put_scheduled(PyObject *self, PyObject *value, void *Py_UNUSED(
 
 /* ---- its memory ---- */
 
-/* The slots of asyncio's classes are cleared here: they have no other dealloc than that of Python classes. */
+/* asyncio's slots lie between the head and the end of its class, and are cleared and visited here: that class has no
+ * dealloc but that of Python classes. All by the type alone: when the module is garbage too, it may be gone first. */
+#define EACH_SLOT(at, self)                                                           \
+    for (Py_ssize_t at = sizeof(PyObject); at < Py_TYPE(self)->tp_base->tp_basicsize; \
+         at += (Py_ssize_t)sizeof(PyObject *))                                        \
+        if (at != Py_TYPE(self)->tp_weaklistoffset) /* before 3.12 this is a slot among them */
+
 static int handle_clear(PyObject *self)
 {
-    const struct handle_places *at = &handle_part(self)->st->handle;
-    Py_CLEAR(*handle_field(self, at->context));
-    Py_CLEAR(*handle_field(self, at->loop));
-    Py_CLEAR(*handle_field(self, at->callback));
-    Py_CLEAR(*handle_field(self, at->args));
+    EACH_SLOT(at, self)
+    Py_CLEAR(*handle_field(self, at));
     return 0;
 }
 
 int handle_traverse(PyObject *self, visitproc visit, void *arg)
 {
-    const struct handle_places *at = &handle_part(self)->st->handle;
     Py_VISIT(Py_TYPE(self));
-    Py_VISIT(*handle_field(self, at->context));
-    Py_VISIT(*handle_field(self, at->loop));
-    Py_VISIT(*handle_field(self, at->callback));
-    Py_VISIT(*handle_field(self, at->args));
+    EACH_SLOT(at, self)
+    Py_VISIT(*handle_field(self, at));
     return 0;
 }
 
@@ -271,16 +273,25 @@ static bool may_have_weakrefs(const PyTypeObject *type, PyObject *self)
     return place <= 0 || *handle_field(self, place);
 }
 
+/* Where handles of a type are kept; NULL when its module is gone, or cleared. */
+static struct free_list *list_of(PyTypeObject *type)
+{
+    PyObject *module = ((PyHeapTypeObject *)type)->ht_module;
+    struct state *st = module ? PyModule_GetState(module) : NULL;
+    if (!st || (type != st->Handle && type != st->TimerHandle))
+        return NULL;
+    return type == st->Handle ? &st->handles : &st->timers;
+}
+
 static void handle_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
-    struct state *st = handle_part(self)->st;
-    struct free_list *free_list = type == st->Handle ? &st->handles : &st->timers;
     PyObject_GC_UnTrack(self);
     if (may_have_weakrefs(type, self))
         PyObject_ClearWeakRefs(self);
     handle_clear(self);
-    if (free_list->count < FREE_HANDLES)
+    struct free_list *free_list = list_of(type);
+    if (free_list && free_list->count < FREE_HANDLES)
         free_list->items[free_list->count++] = self;
     else
         PyObject_GC_Del(self);
@@ -302,10 +313,10 @@ static PyMethodDef timer_methods[] = {
     {0},
 };
 
-#define COMMON_FIELDS                                                               \
-    {"_cancelled", get_cancelled, put_cancelled, "Was it cancelled?", NULL},        \
+#define COMMON_FIELDS                                                                      \
+    {"_cancelled", get_cancelled, put_cancelled, "Was it cancelled?", NULL},               \
         {"_repr", get_none, put_nothing, "None: in debug mode asyncio's are used.", NULL}, \
-        {"_source_traceback", get_none, NULL, "None, likewise.", NULL},             \
+        {"_source_traceback", get_none, NULL, "None, likewise.", NULL},                    \
         {0}
 
 static PyGetSetDef handle_fields[] = {COMMON_FIELDS};
@@ -337,9 +348,8 @@ static PyType_Slot timer_slots[] = {
     {0},
 };
 
-#define FLAGS                                                             \
-    (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | \
-     Py_TPFLAGS_DISALLOW_INSTANTIATION)
+/* Not immutable: from 3.14 on no such type may have a base that is not. */
+#define FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION)
 
 /* Where a slot of a Python class lies; -1 with an exception. */
 static Py_ssize_t place_of(PyObject *type, const char *name)

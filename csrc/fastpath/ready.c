@@ -106,9 +106,12 @@ static PyObject *ready_popright(PyObject *self, PyObject *Py_UNUSED(nothing))
 
 static int ready_clear_items(PyObject *self)
 {
-    struct ready *r = (struct ready *)self;
-    while (r->count) /* one by one: what is let go may append */
-        Py_DECREF(ready_pop(r));
+    struct ready *r = (struct ready *)self, was = *r;
+    r->items = NULL; /* what is let go may append */
+    r->cap = r->first = r->count = 0;
+    for (Py_ssize_t i = 0; i < was.count; i++)
+        Py_DECREF(was.items[place(&was, i)]);
+    PyMem_Free(was.items);
     return 0;
 }
 
@@ -182,7 +185,6 @@ static void ready_dealloc(PyObject *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     ready_clear_items(self);
-    PyMem_Free(((struct ready *)self)->items);
     type->tp_free(self);
     Py_DECREF(type);
 }

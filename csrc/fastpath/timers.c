@@ -1,7 +1,8 @@
 /* timers.c -- the heap of timers: a Python list, which others may read, as asyncio's `_scheduled`.
  *
  * Ours are compared by their numbers. asyncio's, and those of debug mode, may be among them: a comparison then runs
- * Python code, which may do anything to the list, so its length is looked at again. */
+ * Python code, which may do anything to the list, also replace the loop's by another. So its length is looked at
+ * again, and the list is kept meanwhile. */
 #include "fastpath.h"
 
 static bool is_ours(const struct state *st, PyObject *timer)
@@ -82,16 +83,25 @@ int timers_push(const struct state *st, PyObject *list, PyObject *timer)
 {
     if (PyList_Append(list, timer) < 0)
         return -1;
-    return sift_up(st, list, PyList_GET_SIZE(list) - 1);
+    Py_INCREF(list);
+    int rc = sift_up(st, list, PyList_GET_SIZE(list) - 1);
+    Py_DECREF(list);
+    return rc;
 }
 
 PyObject *timers_pop(const struct state *st, PyObject *list)
 {
     Py_ssize_t last = PyList_GET_SIZE(list) - 1;
+    if (last < 0) { /* to look at the first one has run code that has taken it */
+        PyErr_SetString(PyExc_RuntimeError, "the loop's timers changed while one was looked at");
+        return NULL;
+    }
     swap(list, 0, last);
     PyObject *first = Py_NewRef(PyList_GET_ITEM(list, last));
+    Py_INCREF(list);
     if (PyList_SetSlice(list, last, last + 1, NULL) < 0 || sift_down(st, list, 0) < 0)
         Py_CLEAR(first);
+    Py_DECREF(list);
     return first;
 }
 
@@ -105,9 +115,18 @@ int timers_order(const struct state *st, PyObject *list)
 
 /* ---- one timer, of whatever class ---- */
 
+/* An attribute of one that only the heap may own, and that is out of it when that code has run. */
+static PyObject *attribute(PyObject *timer, const char *name)
+{
+    Py_INCREF(timer);
+    PyObject *value = PyObject_GetAttrString(timer, name);
+    Py_DECREF(timer);
+    return value;
+}
+
 static int truth_of(PyObject *object, const char *name)
 {
-    PyObject *value = PyObject_GetAttrString(object, name);
+    PyObject *value = attribute(object, name);
     int truth = value ? PyObject_IsTrue(value) : -1;
     Py_XDECREF(value);
     return truth;
@@ -126,7 +145,7 @@ int timer_when(const struct state *st, PyObject *timer, double *when)
         *when = timer_part(timer)->when;
         return 0;
     }
-    PyObject *value = PyObject_GetAttrString(timer, "_when");
+    PyObject *value = attribute(timer, "_when");
     *when = value ? PyFloat_AsDouble(value) : -1;
     Py_XDECREF(value);
     return PyErr_Occurred() ? -1 : 0;
@@ -154,6 +173,8 @@ PyObject *timer_before(PyObject *self, PyObject *other)
         return PyBool_FromLong(ours->when < when);
     PyObject *order = PyObject_GetAttrString(other, "_order");
     if (!order) {
+        if (!PyErr_ExceptionMatches(PyExc_AttributeError))
+            return NULL;
         PyErr_Clear();
         Py_RETURN_FALSE;
     }

@@ -23,6 +23,8 @@ static inline struct walk *walk_of(const struct turn *t) { return (struct walk *
 static PyObject *call_twin(struct turn *t, enum twin twin, PyObject *const *args, Py_ssize_t count,
                            PyObject *names)
 {
+    if (!t->st->twins[twin])
+        return PyErr_Format(PyExc_RuntimeError, "pyloop._fastpath without pyloop.running");
     Py_ssize_t all = count + (names ? PyTuple_GET_SIZE(names) : 0);
     PyObject **with_self = PyMem_New(PyObject *, (size_t)all + 1);
     if (!with_self)
@@ -38,7 +40,7 @@ static PyObject *call_twin(struct turn *t, enum twin twin, PyObject *const *args
 /* Is it for Running? Also if there is a keyword other than one `context`, or not enough arguments: it complains. */
 static bool is_rare(const struct turn *t, Py_ssize_t count, Py_ssize_t least, PyObject *names)
 {
-    if (t->debug || t->closed || !t->ready || count < least)
+    if (t->debug || t->closed || !t->ready || !t->scheduled || count < least)
         return true;
     if (!names)
         return false;
@@ -82,30 +84,40 @@ PyObject *turn_call_soon_threadsafe(PyObject *self, PyObject *const *args, Py_ss
     return handle;
 }
 
+/* Those of `all` that were not cancelled; the others know that they are no longer in the heap. */
+static PyObject *keep_others(const struct turn *t, PyObject *all)
+{
+    PyObject *kept = PyList_New(0);
+    for (Py_ssize_t i = 0; kept && i < PyList_GET_SIZE(all); i++) {
+        PyObject *timer = PyList_GET_ITEM(all, i);
+        int cancelled = handle_is_cancelled(t->st, timer);
+        if (cancelled < 0 || (cancelled && timer_set_scheduled(t->st, timer, false) < 0) ||
+            (!cancelled && PyList_Append(kept, timer) < 0))
+            Py_CLEAR(kept);
+    }
+    return kept;
+}
+
 /* Let go of cancelled timers, if they are more than the others. Not where they are cancelled: that may be in a
  * finalizer, in the middle of a push. */
 static int drop_cancelled(struct turn *t)
 {
     if (t->cancelled <= CANCELLED_MIN || t->cancelled * 2 <= PyList_GET_SIZE(t->scheduled))
         return 0;
-    PyObject *kept = PyList_New(0);
-    if (!kept)
-        return -1;
-    t->cancelled = 0;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(t->scheduled); i++) {
-        PyObject *timer = PyList_GET_ITEM(t->scheduled, i);
-        int cancelled = handle_is_cancelled(t->st, timer);
-        if (cancelled < 0 || (cancelled && timer_set_scheduled(t->st, timer, false) < 0) ||
-            (!cancelled && PyList_Append(kept, timer) < 0)) {
-            Py_DECREF(kept);
-            return -1;
-        }
+    PyObject *list = Py_NewRef(t->scheduled), *kept = NULL;
+    PyObject *all = PyList_GetSlice(list, 0, PyList_GET_SIZE(list));
+    int rc = all && (kept = keep_others(t, all)) ? 0 : -1;
+    /* Finalizers, and timers of other classes, may have run code that schedules: then the next time. */
+    if (rc == 0 && PyList_GET_SIZE(list) == PyList_GET_SIZE(all)) {
+        t->cancelled = 0;
+        rc = PyList_SetSlice(list, 0, PyList_GET_SIZE(list), kept);
+        if (rc == 0)
+            rc = timers_order(t->st, list);
     }
-    PyObject *all = PyList_GetSlice(t->scheduled, 0, PyList_GET_SIZE(t->scheduled));
-    int rc = all ? PyList_SetSlice(t->scheduled, 0, PyList_GET_SIZE(t->scheduled), kept) : -1;
-    Py_DECREF(kept);
+    Py_XDECREF(kept);
     Py_XDECREF(all); /* only now: a finalizer may schedule */
-    return rc < 0 ? -1 : timers_order(t->st, t->scheduled);
+    Py_DECREF(list);
+    return rc;
 }
 
 static PyObject *schedule_at(struct turn *t, double when, PyObject *const *args, Py_ssize_t count,
@@ -286,20 +298,21 @@ static int tick(struct turn *t)
 /* Run those that are there now: what they add comes after another look at the fds. */
 static int run_ready(struct turn *t)
 {
-    struct ready *ready = ready_of(t);
+    PyObject *queue = Py_NewRef(t->ready); /* a callback may put another one there */
+    struct ready *ready = (struct ready *)queue;
+    int rc = 0;
     t->left = ready->count;
     t->ran += (unsigned int)t->left;
-    while (t->left > 0 && ready->count) {
+    while (rc == 0 && t->left > 0 && ready->count) {
         t->left--;
         PyObject *handle = ready_pop(ready);
         t->current = handle;
-        int rc = handle_run(t->st, handle);
+        rc = handle_run(t->st, handle);
         t->current = NULL;
         Py_DECREF(handle);
-        if (rc < 0)
-            return -1;
     }
-    return 0;
+    Py_DECREF(queue);
+    return rc;
 }
 
 static int take_due(struct turn *t)
@@ -356,7 +369,7 @@ PyObject *turn_run_once(PyObject *self, PyObject *Py_UNUSED(nothing))
     struct turn *t = (struct turn *)self;
     bool many = t->many;
     t->many = 0; /* a callback that turns the loop itself wants one turn */
-    if (is_watched(t) || !t->walk || !t->ready) {
+    if (is_watched(t) || !t->walk || !t->ready || !t->scheduled) {
         PyObject *got = call_twin(t, TWIN_RUN_ONCE, NULL, 0, NULL);
         t->many = many;
         return got;

@@ -19,8 +19,13 @@ static PyObject *turn_use_core(PyObject *self, PyObject *args)
 {
     struct turn *t = (struct turn *)self;
     PyObject *ptr, *walk;
-    if (!PyArg_ParseTuple(args, "OO!:_use_core", &ptr, t->st->Walk, &walk) ||
-        core_of(t->st, ptr, &t->core) < 0)
+    if (!PyArg_ParseTuple(args, "OO!:_use_core", &ptr, t->st->Walk, &walk))
+        return NULL;
+    if (t->walk && t->walk != walk) { /* the turn that calls this may be in it */
+        PyErr_SetString(PyExc_ValueError, "_use_core: the loop has another walk");
+        return NULL;
+    }
+    if (core_of(t->st, ptr, &t->core) < 0)
         return NULL;
     Py_XSETREF(t->walk, Py_NewRef(walk));
     if (!t->ready && !(t->ready = PyObject_CallNoArgs((PyObject *)t->st->Ready)))
@@ -158,12 +163,18 @@ static void turn_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+#define SIGNED(text) PyDoc_STR(text "\n--\n\n") /* what inspect.signature reads */
+
 static PyMethodDef methods[] = {
-    {"call_soon", FAST(turn_call_soon), METH_FASTCALL | METH_KEYWORDS, NULL},
-    {"call_soon_threadsafe", FAST(turn_call_soon_threadsafe), METH_FASTCALL | METH_KEYWORDS, NULL},
-    {"call_later", FAST(turn_call_later), METH_FASTCALL | METH_KEYWORDS, NULL},
-    {"call_at", FAST(turn_call_at), METH_FASTCALL | METH_KEYWORDS, NULL},
-    {"_run_once", turn_run_once, METH_NOARGS, NULL},
+    {"call_soon", FAST(turn_call_soon), METH_FASTCALL | METH_KEYWORDS,
+     SIGNED("call_soon($self, callback, *args, context=None)")},
+    {"call_soon_threadsafe", FAST(turn_call_soon_threadsafe), METH_FASTCALL | METH_KEYWORDS,
+     SIGNED("call_soon_threadsafe($self, callback, *args, context=None)")},
+    {"call_later", FAST(turn_call_later), METH_FASTCALL | METH_KEYWORDS,
+     SIGNED("call_later($self, delay, callback, *args, context=None)")},
+    {"call_at", FAST(turn_call_at), METH_FASTCALL | METH_KEYWORDS,
+     SIGNED("call_at($self, when, callback, *args, context=None)")},
+    {"_run_once", turn_run_once, METH_NOARGS, SIGNED("_run_once($self)")},
     {"create_future", turn_create_future, METH_NOARGS, "Create a Future of this loop."},
     {"get_debug", turn_get_debug, METH_NOARGS, "Is it in debug mode?"},
     {"_use_core", turn_use_core, METH_VARARGS, NULL},

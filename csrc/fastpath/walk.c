@@ -139,14 +139,18 @@ static int walk_init(PyObject *self, PyObject *args, PyObject *Py_UNUSED(kwargs)
     struct pl_loop *core;
     if (!PyArg_ParseTuple(args, "OO:Walk", &ptr, &nothing))
         return -1;
-    if (core_of(w->st, ptr, &core) < 0 || !core)
+    if (core_of(w->st, ptr, &core) < 0)
         return -1;
-    w->events = w->st->api->loop_events(core);
-    Py_XSETREF(w->others, PyList_New(KINDS));
-    if (!w->others)
+    PyObject *others = core ? PyList_New(KINDS) : NULL;
+    if (!others) {
+        if (!core)
+            PyErr_SetString(PyExc_ValueError, "Walk: there is no core");
         return -1;
+    }
     for (Py_ssize_t i = 0; i < KINDS; i++)
-        PyList_SET_ITEM(w->others, i, Py_NewRef(nothing));
+        PyList_SET_ITEM(others, i, Py_NewRef(nothing));
+    Py_XSETREF(w->others, others);
+    w->events = w->st->api->loop_events(core);
     return 0;
 }
 
@@ -155,9 +159,10 @@ static PyObject *walk_begin_py(PyObject *self, PyObject *count)
     unsigned long number = PyLong_AsUnsignedLong(count);
     if (PyErr_Occurred())
         return NULL;
-    if (number > PL_EVENTS_MAX)
+    struct walk *w = (struct walk *)self;
+    if (number > PL_EVENTS_MAX || !w->events)
         return PyErr_Format(PyExc_ValueError, "a batch of %lu events", number);
-    walk_begin((struct walk *)self, (uint32_t)number);
+    walk_begin(w, (uint32_t)number);
     Py_RETURN_NONE;
 }
 
@@ -243,6 +248,7 @@ static PyObject *walk_end(PyObject *self, PyObject *Py_UNUSED(nothing))
 {
     struct walk *w = (struct walk *)self;
     PyObject *all = PyList_New(0);
+    w->events = NULL;
     w->count = w->next = 0;
     for (uint32_t i = 0; all && i < w->table_cap; i++) {
         struct endpoint *c = w->table[i];

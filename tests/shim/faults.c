@@ -4,7 +4,7 @@
  *
  * A rule names a call and an errno; it holds from the from-th call on (1), for every every-th call (1), at most
  * count times (without end). FAULTS sets the rules at the start, faults_set later; faults_count tells what
- * happened. A rule "CALL" without an errno only counts.
+ * happened. A rule "CALL" without an errno only counts; one with SIGUSR1 in its place has that come, and makes the call.
  *
  * Only calls made by pyloop's core are counted and failed (by return address; under ASan its interceptors stand
  * between), so Python's own sockets and files are never touched. A failing close has closed all the same, as
@@ -15,6 +15,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -52,7 +53,7 @@ static const struct {
 } errors[] = {
     {"EBADF", EBADF},   {"ECONNABORTED", ECONNABORTED}, {"EINTR", EINTR},   {"EMFILE", EMFILE},
     {"ENFILE", ENFILE}, {"ENOBUFS", ENOBUFS},           {"ENOMEM", ENOMEM}, {"EPERM", EPERM},
-    {"EIO", EIO},       {"ENOSYS", ENOSYS},
+    {"EIO", EIO},       {"ENOSYS", ENOSYS},             {"SIGUSR1", -SIGUSR1},
 };
 
 /* ---- rules ---- */
@@ -70,7 +71,7 @@ static int find_error(const char *name, size_t len)
     for (size_t i = 0; i < sizeof errors / sizeof *errors; i++)
         if (strlen(errors[i].name) == len && memcmp(errors[i].name, name, len) == 0)
             return errors[i].number;
-    return -1;
+    return 0;
 }
 
 /* One part of a rule behind its name: an errno, or a number with a name. 0 or -1. */
@@ -80,7 +81,7 @@ static int set_part(struct rule *rule, const char *part, size_t len)
         sscanf(part, "count=%u", &rule->count) == 1)
         return rule->every ? 0 : -1;
     rule->error = find_error(part, len);
-    return rule->error < 0 ? -1 : 0;
+    return rule->error ? 0 : -1;
 }
 
 static int set_rule(const char *text)
@@ -157,7 +158,9 @@ static int verdict(struct rule *rule, const void *caller)
     if (atomic_load(&rule->failed) >= rule->count)
         return 0;
     atomic_fetch_add(&rule->failed, 1);
-    return rule->error;
+    if (rule->error < 0)
+        raise(-rule->error);
+    return rule->error < 0 ? 0 : rule->error;
 }
 
 #define FAIL_OR(call, type, ...)                                                                   \

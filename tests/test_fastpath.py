@@ -1,0 +1,265 @@
+"""The loop's C twins: what other code may do to a loop, its queues and its handles, by any name.
+
+All of it holds without the fast path too, and most of it on asyncio's own loop: see `ORACLE`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import heapq
+import itertools
+import math
+import sys
+import weakref
+
+import pytest
+from transports import ORACLE
+
+from pyloop.running import Running
+
+SCHEDULE = ["call_soon", "call_soon_threadsafe", "call_later", "call_at"]
+
+
+def schedule(loop, name, callback, *args, **options):
+    """Call one of SCHEDULE with a time that has come."""
+    when = {"call_later": (0,), "call_at": (loop.time(),)}.get(name, ())
+    return getattr(loop, name)(*when, callback, *args, **options)
+
+
+def turn(loop):
+    loop.call_later(0, loop.stop)
+    loop.run_forever()
+
+
+# ---- handles ----
+
+
+@ORACLE
+def test_handle_is_asyncios_and_shows_what_it_holds(loop):
+    for name in SCHEDULE:
+        context = contextvars.copy_context()
+        handle = schedule(loop, name, print, 1, "two", context=context)
+        kind = asyncio.TimerHandle if name in ("call_later", "call_at") else asyncio.Handle
+        assert isinstance(handle, kind) and type(handle).__name__ == kind.__name__
+        assert (handle._callback, handle._args, handle._loop) == (print, (1, "two"), loop)
+        assert handle._context is context and handle._source_traceback is None
+        if sys.version_info >= (3, 12):
+            assert handle.get_context() is context
+        assert repr(handle).startswith(f"<{kind.__name__} ") and "print(" in repr(handle)
+        assert handle.cancelled() is False and handle._cancelled is False
+        handle.cancel()
+        handle.cancel()
+        assert handle.cancelled() is True and handle._cancelled is True
+        assert handle._callback is None and handle._args is None
+        assert "cancelled" in repr(handle)
+        with pytest.raises(AttributeError):
+            handle.unknown = 1
+
+
+@ORACLE
+def test_handle_can_be_run_by_hand_and_referred_to_weakly(loop):
+    for name in SCHEDULE:
+        ran, died = [], []
+        handle = schedule(loop, name, ran.append, 1)
+        ref = weakref.ref(handle, died.append)
+        handle._run()
+        turn(loop)
+        assert ran == [1, 1] and ref() is handle
+        del handle
+        assert ref() is None and died == [ref]
+
+
+@ORACLE
+def test_handle_whose_fields_were_changed_runs_what_it_has(loop):
+    reports, ran = [], []
+    loop.set_exception_handler(lambda _, context: reports.append(type(context["exception"])))
+    handles = [loop.call_soon(print) for _ in range(3)]
+    handles[0]._callback, handles[0]._args = ran.append, ("changed",)
+    handles[1]._args = [1]  # asyncio takes any iterable
+    handles[1]._callback = ran.append
+    handles[2]._context = None
+    turn(loop)
+    assert ran == ["changed", 1] and reports == [AttributeError]
+
+
+@ORACLE
+def test_timers_compare_by_when_they_are_due(loop):
+    late, early = loop.call_at(20, print), loop.call_at(10, print)
+    assert early < late and not late < early and late > early
+    assert early <= early and early == early and early != late
+    assert hash(early) == hash(10.0) and early.when() == 10.0 == early._when
+    assert sorted([late, early]) == [early, late]
+    for timer in (early, late):
+        timer.cancel()
+
+
+@ORACLE
+def test_handle_that_cancels_itself_finishes_and_then_holds_nothing(loop):
+    cell = []
+
+    def run(token):
+        cell.pop().cancel()
+        gc.collect()
+        seen.append(token)
+
+    seen = []
+    cell.append(loop.call_soon(run, "token"))
+    turn(loop)
+    assert seen == ["token"]
+
+
+@ORACLE
+def test_callback_that_raises_is_reported_and_the_next_ones_run(loop):
+    reports, ran = [], []
+    loop.set_exception_handler(lambda _, context: reports.append(context))
+
+    def fail(exc):
+        raise exc
+
+    for exc in (LookupError("a"), asyncio.CancelledError(), BaseException("b")):
+        handle = loop.call_soon(fail, exc)
+        loop.call_soon(ran.append, exc)
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        assert reports[-1]["exception"] is exc is ran[-1] and reports[-1]["handle"] is handle
+        assert reports[-1]["message"].startswith("Exception in callback test_callback")
+
+
+@ORACLE
+@pytest.mark.parametrize("exc", [SystemExit, KeyboardInterrupt])
+def test_exit_leaves_the_run_and_the_next_one_goes_on(loop, exc):
+    ran = []
+
+    def leave():
+        raise exc
+
+    loop.call_soon(leave)
+    loop.call_soon(ran.append, 1)
+    with pytest.raises(exc):
+        loop.run_forever()
+    assert ran == []
+    turn(loop)
+    assert ran == [1]
+
+
+# ---- wrong arguments ----
+
+WRONG = [
+    (TypeError, (), {}),
+    (TypeError, (print,), {"unknown": 1}),
+    (TypeError, (print,), {"context": None, "unknown": 1}),
+    (TypeError, (print,), {"callback": print}),
+]
+
+
+def test_wrong_arguments_are_refused_as_the_python_twin_does(loop):
+    for name, (error, args, options) in itertools.product(SCHEDULE, WRONG):
+        before = (1.0,) * (name in ("call_later", "call_at"))
+        with pytest.raises(error) as wanted:
+            getattr(Running, name)(loop, *before, *args, **options)
+        with pytest.raises(error) as got:
+            getattr(loop, name)(*before, *args, **options)
+        assert str(got.value) == str(wanted.value)
+        assert len(loop._ready) == len(loop._scheduled) == 0
+
+
+@ORACLE
+@pytest.mark.parametrize("debug", [False, True])
+def test_callback_and_context_are_taken_by_keyword_too(loop, debug):
+    for name in SCHEDULE:
+        loop.set_debug(debug)
+        var = contextvars.ContextVar("var", default=0)
+        context, seen = contextvars.copy_context(), []
+        context.run(var.set, 5)
+        word = "".join(["con", "text"])  # not the interned one
+        schedule(loop, name, lambda: seen.append(var.get()), **{word: context})
+        schedule(loop, name, lambda: seen.append(var.get()), context=None)
+        options = {"callback": lambda: seen.append(var.get())}
+        match name:
+            case "call_later":
+                loop.call_later(delay=0, context=context, **options)
+            case "call_at":
+                loop.call_at(when=loop.time(), context=context, **options)
+            case _:
+                getattr(loop, name)(context=context, **options)
+        turn(loop)
+        turn(loop)
+        assert seen == [5, 0, 5]
+
+
+def test_closed_loop_refuses_and_debug_mode_asks_for_the_thread(loop):
+    loop.set_debug(True)
+    for name in SCHEDULE:
+        with pytest.raises(TypeError, match="^a callable object was expected by call_"):
+            schedule(loop, name, 5)
+    loop._thread_id = -1  # as while another thread runs it
+    for name in ("call_soon", "call_later", "call_at"):
+        with pytest.raises(RuntimeError, match=r"^Non-thread-safe operation invoked on an event"):
+            schedule(loop, name, print)
+    loop._thread_id = None
+    loop.set_debug(False)
+    loop.close()
+    for name in SCHEDULE:
+        with pytest.raises(RuntimeError, match=r"^Event loop is closed$"):
+            schedule(loop, name, print)
+
+
+def test_every_number_that_is_past_is_a_timer_that_is_due(loop):
+    ran, delays = [], [False, 0, -5, -math.inf, 1e-320]
+    for delay in delays:
+        loop.call_later(delay, ran.append, delay)
+    turn(loop)
+    assert sorted(ran) == sorted(delays)
+
+
+def test_times_that_are_no_numbers_are_refused(loop):
+    for delay in ("1", object(), 10**400):
+        with pytest.raises((TypeError, OverflowError)):
+            loop.call_later(delay, print)
+    assert loop._scheduled == []
+
+
+# ---- the loop's own attributes ----
+
+
+@ORACLE
+def test_queues_are_read_and_filled_as_a_deque_and_a_heap(loop):
+    ran = []
+    first, third = loop.call_soon(ran.append, 1), loop.call_soon(ran.append, 3)
+    ready = loop._ready
+    assert len(ready) == 2 and ready and list(ready) == [first, third] and third in ready
+    assert ready[0] is first and ready[-1] is third
+    with pytest.raises(IndexError):
+        ready[2]
+    assert ready.pop() is third
+    ready.append(asyncio.Handle(ran.append, (2,), loop))
+    ready.extend([third])
+    assert ready.popleft() is first
+    ready.appendleft(first)
+    timer = loop.call_later(0, ran.append, 4)
+    assert heapq.heappop(loop._scheduled) is timer
+    ready.append(timer)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert ran == [1, 2, 3, 4] and not loop._ready and len(loop._ready) == 0
+    with pytest.raises(IndexError):
+        loop._ready.popleft()
+    with pytest.raises(IndexError):
+        loop._ready.pop()
+    loop.call_soon(print)
+    loop._ready.clear()
+    assert not loop._ready
+
+
+@ORACLE
+def test_state_that_others_read_is_there(loop):
+    assert loop._thread_id is None and loop._default_executor is None
+    assert (loop._closed, loop._stopping, loop._debug) == (False, False, loop.get_debug())
+    seen = []
+    loop.call_soon(lambda: seen.append((loop._thread_id is not None, loop._stopping)))
+    loop.call_soon(loop.stop)
+    loop.call_soon(lambda: seen.append(loop._stopping))
+    loop.run_forever()
+    assert seen == [(True, False), True] and loop._stopping is False
