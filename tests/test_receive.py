@@ -1,4 +1,4 @@
-"""What receive(), `async for` and drain() await: as a coroutine, with and without the fast path."""
+"""What receive() and `async for` await: as a coroutine, with and without the fast path."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import inspect
 import weakref
 
 import pytest
-from peers import exchange, peer_of, until
+from peers import until
 
 import pyloop
 from pyloop.inbox import FULL, Inbox, PythonInbox
@@ -261,9 +261,9 @@ def test_done_it_cannot_be_awaited_again(inbox, run):
     async def main():
         waiting = inbox.get()
         assert await waiting == b"one"
-        with pytest.raises(RuntimeError, match="^cannot reuse already awaited coroutine$"):
+        with pytest.raises(RuntimeError, match=r"^cannot reuse already awaited coroutine$"):
             await waiting
-        with pytest.raises(RuntimeError, match="^cannot reuse already awaited coroutine$"):
+        with pytest.raises(RuntimeError, match=r"^cannot reuse already awaited coroutine$"):
             waiting.throw(KeyError("late"))
         waiting.close()
 
@@ -280,7 +280,7 @@ def test_waiting_it_cannot_be_awaited_by_another(inbox, run):
 
         task = asyncio.create_task(wait())
         await asyncio.sleep(0)
-        with pytest.raises(RuntimeError, match="^coroutine is being awaited already$"):
+        with pytest.raises(RuntimeError, match=r"^coroutine is being awaited already$"):
             await waiting
         inbox.push(b"one")
         assert await task == b"one"
@@ -291,7 +291,7 @@ def test_waiting_it_cannot_be_awaited_by_another(inbox, run):
 def test_first_step_takes_no_value(inbox):
     inbox.push(b"one")
     waiting = inbox.get()
-    with pytest.raises(TypeError, match="^can't send non-None value to a just-started coroutine$"):
+    with pytest.raises(TypeError, match=r"^can't send non-None value to a just-started coroutine$"):
         waiting.send(1)
     assert step(waiting) == ("returned", b"one")
 
@@ -346,7 +346,7 @@ def test_closed_it_waits_no_more(inbox, steps):
     waiting.close()
     waiting.close()
     assert inbox.waiter is None
-    with pytest.raises(RuntimeError, match="^cannot reuse already awaited coroutine$"):
+    with pytest.raises(RuntimeError, match=r"^cannot reuse already awaited coroutine$"):
         step(waiting)
 
 
@@ -373,70 +373,3 @@ def test_collected_while_it_waits_it_leaves_nothing(inbox, loop):
     gc.collect()
     assert gone() is None
     assert destroyed == ["Task was destroyed but it is pending!"]
-
-
-# ---- of a connection ----
-
-
-def test_receive_says_only_when_awaited_whose_the_messages_are(run):
-    seen = []
-
-    def handler(conn, message):
-        seen.append(conn.receive())
-        with pytest.raises(RuntimeError) as refused:
-            seen[0].send(None)
-        conn.send(str(refused.value).encode())
-
-    async def main():
-        async with pyloop.Server(handler, framing=pyloop.Lines()) as server:
-            assert await exchange(server, b"x\n") == (
-                b"receive() is for coroutine handlers and clients without a protocol: "
-                b"the messages of this connection go to its handler\n"
-            )
-
-    run(main())
-
-
-def test_tasks_are_named_for_what_they_await(run):
-    async def main():
-        async with pyloop.Server(lambda conn, line: None, framing=pyloop.Lines()) as server:
-            conn = await pyloop.connect("127.0.0.1", server.port, framing=pyloop.Lines())
-            waiting = conn.receive(), conn.__anext__(), conn.drain()
-            names = [(one.__qualname__.partition(".")[2], one.__name__) for one in waiting]
-            assert names == [(name, name) for name in ("receive", "__anext__", "drain")]
-            task = asyncio.create_task(waiting[0])
-            await asyncio.sleep(0)
-            assert ".receive()" in repr(task)
-            for one in waiting[1:]:
-                one.close()
-            conn.close()
-            with pytest.raises(pyloop.ConnectionClosed, match="^receive: the connection to"):
-                await task
-            with pytest.raises(pyloop.ConnectionClosed, match="^drain: the connection to"):
-                await conn.drain()
-
-    run(main())
-
-
-def test_drain_waits_for_room_also_as_a_task_that_is_cancelled(loop, run):
-    async def handler(conn):
-        conn.write(bytes(4 << 20))
-        task = asyncio.create_task(conn.drain())
-        await asyncio.sleep(0)
-        assert not task.done()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        waiting.set_result(conn.buffered)
-        await conn.drain()
-        assert conn.buffered <= 16 * 1024
-        ended.set_result(None)
-
-    async def main():
-        async with pyloop.Server(handler) as server, peer_of(server) as (reader, _):
-            assert await waiting > 64 * 1024
-            assert len(await reader.readexactly(4 << 20)) == 4 << 20
-            await ended
-
-    waiting, ended = loop.create_future(), loop.create_future()
-    run(main())

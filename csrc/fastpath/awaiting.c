@@ -8,7 +8,12 @@
 
 #include <structmember.h>
 
-enum phase { FRESH, RUNNING, WAITING, DONE };
+enum phase {
+    FRESH,
+    RUNNING,
+    WAITING,
+    DONE
+};
 
 struct awaiting {
     PyObject head;

@@ -174,7 +174,11 @@ PyObject *inbox_wait(struct inbox *box);
 bool inbox_is_awaited(const struct inbox *box);
 void inbox_wait_no_more(struct inbox *box);
 
-enum await { AWAIT_MESSAGE, AWAIT_NEXT, AWAIT_ROOM }; /* receive(), __anext__(), drain() */
+enum await {
+    AWAIT_MESSAGE, /* receive() */
+    AWAIT_NEXT,    /* __anext__() */
+    AWAIT_ROOM     /* drain() */
+};
 
 /* What awaits it of a connection; or a message of an inbox. Borrows `source`. */
 PyObject *awaiting_new(struct state *st, PyObject *source, enum await what);

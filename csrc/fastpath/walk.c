@@ -47,6 +47,7 @@ static PyObject *call_in_context(const struct endpoint *c, PyObject *data)
     return got;
 }
 
+/* Into an inbox it goes without a call and without the context: no code of the user's runs there. */
 static PyObject *hand_over(const struct endpoint *c, PyObject *data)
 {
     if (c->call != c->st->inbox_push || (PyObject *)Py_TYPE(c->target) != c->st->inbox_type)
