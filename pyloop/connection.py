@@ -15,6 +15,7 @@ from pyloop.address import Address, decode_sockaddr, local_address, show_address
 from pyloop.core import failure, ffi, lib
 from pyloop.endpoint import ConnectionBase
 from pyloop.errors import ConnectionClosed, WriteLimitError, without_frames
+from pyloop.fast import own
 from pyloop.framing import REFUSALS, as_bytes, refusal
 from pyloop.inbox import CLOSED, PAUSED, Inbox
 from pyloop.mapping import MappedView
@@ -23,6 +24,7 @@ from pyloop.protocol import Owner, Protocol, deliver, ignore, log
 __all__ = ["Connection"]
 
 
+@own
 class Connection(ConnectionBase):
     """One peer: send to it, receive from it, close it.
 

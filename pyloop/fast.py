@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 from pyloop.core import address_of, ffi, lib
 
-__all__ = ["fastpath", "why_not"]
+__all__ = ["fastpath", "own", "why_not"]
+
+_Class = TypeVar("_Class", bound=type)
 
 fastpath: Any = None
 why_not: str | None = None
@@ -43,3 +45,10 @@ else:
         why_not = str(exc)
         if _wanted:
             raise ImportError(f"PYLOOP_FASTPATH=1, but there is no fast path: {why_not}") from None
+
+
+def own(cls: _Class) -> _Class:
+    """Have CPython call what a class inherits from the fast path as if it were the class's own."""
+    if fastpath is not None:
+        fastpath.own(cls)
+    return cls

@@ -67,7 +67,8 @@ class Inbox:
             raise RuntimeError("another receive() is already waiting on this connection")
         while not self.messages:
             if self.ended:
-                return _raise_end(self)
+                _raise_end(self)
+                return None
             assert self.conn is not None
             self.waiter = self.conn._owner.loop.create_future()
             try:

@@ -22,6 +22,7 @@ from pyloop.blocked import BlockWatch, check_threshold
 from pyloop.core import beyond_select, check, failure, ffi, is_foreign, lib
 from pyloop.datagram_calls import DatagramCalls
 from pyloop.dispatch import Dispatch
+from pyloop.fast import own
 from pyloop.groups import Groups
 from pyloop.page import Page
 from pyloop.pipes import Pipes
@@ -141,6 +142,7 @@ class _WakeupFd:
         return self._fd
 
 
+@own
 class Loop(Turn, SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, Running):
     """An asyncio event loop whose waiting, and whose native connections, are pyloop's C core.
 

@@ -72,7 +72,8 @@ class Server:
         drain_timeout: seconds that `stop` waits for handlers.
         linger: seconds that a closed connection waits for the peer's end of stream.
         write_limit: bytes queued for a peer beyond which a further send aborts it.
-        read_limit: bytes of messages that a coroutine handler may leave waiting.
+        read_limit: bytes of messages that a coroutine handler may leave waiting; an empty message
+            counts as one.
         on_start, on_stop: called with the server when it starts and has stopped, in each worker;
             may be async.
         worker_timeout: seconds after which a worker whose loop does not turn is replaced.

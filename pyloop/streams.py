@@ -13,6 +13,7 @@ from typing import Any
 
 from pyloop.address import decode_sockaddr
 from pyloop.core import beyond_select, ffi, lib
+from pyloop.fast import own
 from pyloop.inbox import CLOSED
 from pyloop.seams import SendfileMode, SSLProtocol, attach, detach
 from pyloop.tls_protocol import TLSProtocol, share_room
@@ -21,6 +22,7 @@ from pyloop.transports import LOST, NOBODY, CoreTransport
 __all__ = ["Acceptor", "StreamTransport", "Streams"]
 
 
+@own
 class StreamTransport(CoreTransport):
     """The transport of a TCP or Unix stream socket.
 

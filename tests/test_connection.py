@@ -6,7 +6,7 @@ import asyncio
 import threading
 
 import pytest
-from peers import Held, Serving, peer_of, reset, until
+from peers import Held, Serving, exchange, peer_of, reset, until
 
 import pyloop
 
@@ -165,6 +165,73 @@ def test_ids_are_never_used_twice_and_a_stale_one_reaches_nobody(run):
                 ids.add(fresh.id)
         assert len(ids) == 51
 
+    run(main())
+
+
+# ---- what is awaited of it: see test_receive.py ----
+
+
+def test_receive_says_only_when_awaited_whose_the_messages_are(run):
+    seen = []
+
+    def handler(conn, message):
+        seen.append(conn.receive())
+        with pytest.raises(RuntimeError) as refused:
+            seen[0].send(None)
+        conn.send(str(refused.value).encode())
+
+    async def main():
+        async with pyloop.Server(handler, framing=pyloop.Lines()) as server:
+            assert await exchange(server, b"x\n") == (
+                b"receive() is for coroutine handlers and clients without a protocol: "
+                b"the messages of this connection go to its handler\n"
+            )
+
+    run(main())
+
+
+def test_tasks_are_named_for_what_they_await(run):
+    async def main():
+        async with pyloop.Server(lambda conn, line: None, framing=pyloop.Lines()) as server:
+            conn = await pyloop.connect("127.0.0.1", server.port, framing=pyloop.Lines())
+            waiting = conn.receive(), conn.__anext__(), conn.drain()
+            names = [(one.__qualname__.partition(".")[2], one.__name__) for one in waiting]
+            assert names == [(name, name) for name in ("receive", "__anext__", "drain")]
+            task = asyncio.create_task(waiting[0])
+            await asyncio.sleep(0)
+            assert ".receive()" in repr(task)
+            for one in waiting[1:]:
+                one.close()
+            conn.close()
+            with pytest.raises(pyloop.ConnectionClosed, match=r"^receive: the connection to"):
+                await task
+            with pytest.raises(pyloop.ConnectionClosed, match=r"^drain: the connection to"):
+                await conn.drain()
+
+    run(main())
+
+
+def test_drain_waits_for_room_also_as_a_task_that_is_cancelled(loop, run):
+    async def handler(conn):
+        conn.write(bytes(4 << 20))
+        task = asyncio.create_task(conn.drain())
+        await asyncio.sleep(0)
+        assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        waiting.set_result(conn.buffered)
+        await conn.drain()
+        assert conn.buffered <= 16 * 1024
+        ended.set_result(None)
+
+    async def main():
+        async with pyloop.Server(handler) as server, peer_of(server) as (reader, _):
+            assert await waiting > 64 * 1024
+            assert len(await reader.readexactly(4 << 20)) == 4 << 20
+            await ended
+
+    waiting, ended = loop.create_future(), loop.create_future()
     run(main())
 
 

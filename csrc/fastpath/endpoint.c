@@ -207,7 +207,7 @@ static void endpoint_dealloc(PyObject *self)
 
 /* ---- the types ---- */
 
-static PyMethodDef connection_methods[] = {
+PyMethodDef connection_methods[] = {
     {"send", connection_send, METH_O,
      PyDoc_STR("send($self, message, /)\n--\n\n"
                "Queue one message, framed; it leaves with the loop's next turn.")},
@@ -222,7 +222,7 @@ static PyMethodDef connection_methods[] = {
     {0},
 };
 
-static PyMethodDef transport_methods[] = {
+PyMethodDef transport_methods[] = {
     {"write", transport_write, METH_O,
      PyDoc_STR("write($self, data, /)\n--\n\n"
                "Queue bytes as they are now; they leave with the loop's next turn.")},

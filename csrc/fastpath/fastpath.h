@@ -64,6 +64,7 @@ struct state {
 
 #define FAST(function) ((PyCFunction)(void (*)(void))(function)) /* METH_FASTCALL in a PyMethodDef */
 
+extern PyMethodDef connection_methods[], transport_methods[], turn_methods[];
 extern struct PyModuleDef fastpath_module;
 
 static inline struct state *state_of(PyTypeObject *type) /* one of the module's own types, no subclass */
@@ -195,10 +196,10 @@ bool inbox_is_awaited(const struct inbox *box);
 void inbox_wait_no_more(struct inbox *box);
 
 enum await {
-    AWAIT_MESSAGE,
-    AWAIT_NEXT,
-    AWAIT_ROOM
-}; /* receive(), __anext__(), drain() */
+    AWAIT_MESSAGE, /* receive() */
+    AWAIT_NEXT,    /* __anext__() */
+    AWAIT_ROOM     /* drain() */
+};
 
 /* What awaits it of a connection; or a message of an inbox. Borrows `source`. */
 PyObject *awaiting_new(struct state *st, PyObject *source, enum await what);

@@ -182,7 +182,8 @@ static void inbox_dealloc(PyObject *self)
 }
 
 static PyMethodDef methods[] = {
-    {"push", inbox_push_py, METH_O, "Take a message from dispatch; when full, the core holds the rest."},
+    {"push", inbox_push_py, METH_O,
+     "Take a message from dispatch; when full, the core holds the rest."},
     {"get", inbox_get, METH_NOARGS, "Wait for a message; see Connection.receive."},
     {0},
 };

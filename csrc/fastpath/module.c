@@ -106,6 +106,44 @@ static PyObject *use_inbox(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* A class's own copy of a method that it inherits unchanged. 0 or -1. */
+static int own_method(PyTypeObject *cls, PyTypeObject *base, PyMethodDef *method)
+{
+    PyObject *name = PyUnicode_FromString(method->ml_name);
+    PyObject *found = name ? PyObject_GetAttr((PyObject *)cls, name) : NULL;
+    PyObject *inherited = found ? PyObject_GetAttr((PyObject *)base, name) : NULL;
+    PyObject *copy = found == inherited && found ? PyDescr_NewMethod(cls, method) : NULL;
+    int rc = copy ? PyObject_SetAttr((PyObject *)cls, name, copy) : 0;
+    Py_XDECREF(copy);
+    Py_XDECREF(inherited);
+    Py_XDECREF(found);
+    Py_XDECREF(name);
+    return rc < 0 || PyErr_Occurred() ? -1 : 0;
+}
+
+/* CPython calls a method of C at once when the object's class is the very one that it was made for: so a class that
+ * is used as it is gets those that it inherits from ours made for it. */
+static PyObject *own(PyObject *module, PyObject *cls)
+{
+    const struct state *st = module_state(module);
+    PyTypeObject *type = PyType_Check(cls) ? (PyTypeObject *)cls : &PyBaseObject_Type;
+    const struct {
+        PyTypeObject *base;
+        PyMethodDef *methods;
+    } bases[] = {{st->ConnectionBase, connection_methods},
+                 {st->TransportBase, transport_methods},
+                 {st->Turn, turn_methods}};
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(bases); i++) {
+        if (!PyType_IsSubtype(type, bases[i].base))
+            continue;
+        for (PyMethodDef *method = bases[i].methods; method->ml_name; method++)
+            if (method->ml_name[0] != '_' && own_method(type, bases[i].base, method) < 0)
+                return NULL;
+        return Py_NewRef(cls);
+    }
+    return PyErr_Format(PyExc_TypeError, "own: expected a class that inherits from ours, got %R", cls);
+}
+
 static int fastpath_exec(PyObject *module)
 {
     struct state *st = module_state(module);
@@ -197,6 +235,7 @@ static PyMethodDef functions[] = {
     {"use_core", use_core, METH_VARARGS, "Take ffi.NULL, and what tells the address of a loop."},
     {"use_calls", use_calls, METH_VARARGS, "Take deliver and call_it, which the walk does itself."},
     {"use_inbox", use_inbox, METH_VARARGS, "Take Inbox, and what raises why one has ended."},
+    {"own", own, METH_O, "Give a class methods of its own that it inherits, and return it."},
     {"use_running", use_running, METH_VARARGS, "Take the Python twins of a loop's methods."},
     {0},
 };

@@ -165,7 +165,7 @@ static void turn_dealloc(PyObject *self)
 
 #define SIGNED(text) PyDoc_STR(text "\n--\n\n") /* what inspect.signature reads */
 
-static PyMethodDef methods[] = {
+PyMethodDef turn_methods[] = {
     {"call_soon", FAST(turn_call_soon), METH_FASTCALL | METH_KEYWORDS,
      SIGNED("call_soon($self, callback, *args, context=None)")},
     {"call_soon_threadsafe", FAST(turn_call_soon_threadsafe), METH_FASTCALL | METH_KEYWORDS,
@@ -184,7 +184,7 @@ static PyMethodDef methods[] = {
 static PyType_Slot slots[] = {
     {Py_tp_doc, "Schedules callbacks, and turns: see pyloop/running.py."},
     {Py_tp_new, turn_new},
-    {Py_tp_methods, methods},
+    {Py_tp_methods, turn_methods},
     {Py_tp_getset, fields},
     {Py_tp_members, members},
     {Py_tp_traverse, turn_traverse},

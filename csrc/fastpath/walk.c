@@ -31,30 +31,55 @@ static PyObject *call_handler(const struct endpoint *c, PyObject *data)
     return PyObject_Vectorcall(c->call, args, 2, NULL);
 }
 
-static PyObject *call_in_context(const struct endpoint *c, PyObject *data)
+static bool goes_to_inbox(const struct endpoint *c)
 {
-    /* The handler may change all of them. */
-    struct endpoint now = {.st = c->st, .call = Py_NewRef(c->call), .target = Py_NewRef(c->target)};
-    PyObject *context = Py_NewRef(c->context), *got = NULL;
-    if (PyContext_Enter(context) == 0) {
-        got = call_handler(&now, data);
-        if (PyContext_Exit(context) < 0)
-            Py_CLEAR(got);
-    }
-    Py_DECREF(context);
-    Py_DECREF(now.target);
-    Py_DECREF(now.call);
-    return got;
+    return c->call == c->st->inbox_push && (PyObject *)Py_TYPE(c->target) == c->st->inbox_type;
 }
 
-static PyObject *hand_over(const struct endpoint *c, PyObject *data)
+/* One message: 0, or -1 with what was raised. */
+static int deliver_one(const struct endpoint *c, const struct pl_event *e)
 {
-    if (c->call != c->st->inbox_push || (PyObject *)Py_TYPE(c->target) != c->st->inbox_type)
-        return call_in_context(c, data);
-    PyObject *box = Py_NewRef(c->target);
-    int rc = inbox_push(box, data);
-    Py_DECREF(box);
-    return rc < 0 ? NULL : Py_NewRef(Py_None);
+    /* The handler may change both. */
+    struct endpoint now = {.st = c->st, .call = Py_NewRef(c->call), .target = Py_NewRef(c->target)};
+    PyObject *data = PyBytes_FromStringAndSize((const char *)e->data, e->end - e->data);
+    int rc = -1;
+    if (data && goes_to_inbox(&now)) {
+        rc = inbox_push(now.target, data);
+    } else if (data) {
+        PyObject *got = call_handler(&now, data);
+        rc = got ? 0 : -1;
+        Py_XDECREF(got);
+    }
+    Py_XDECREF(data);
+    Py_DECREF(now.target);
+    Py_DECREF(now.call);
+    return rc;
+}
+
+/* The next event, if it is a message for the same connection and nothing has changed for it. */
+static const struct pl_event *next_alike(const struct walk *w, const struct endpoint *c,
+                                         PyObject *context, uint32_t slot)
+{
+    const struct pl_event *e = w->next < w->count ? &w->events[w->next] : NULL;
+    bool alike = e && e->kind == PL_EV_MESSAGE && e->slot == slot && slot < w->table_cap &&
+                 w->table[slot] == c && !c->gate && c->context == context && c->call && c->target;
+    return alike ? e : NULL;
+}
+
+/* A connection's messages stand together: its context is entered once for all of them. */
+static int deliver_run(struct walk *w, const struct endpoint *c, const struct pl_event *e)
+{
+    PyObject *context = Py_NewRef(c->context);
+    int rc = PyContext_Enter(context);
+    if (rc == 0) {
+        uint32_t slot = e->slot;
+        while ((rc = deliver_one(c, e)) == 0 && (e = next_alike(w, c, context, slot)))
+            w->next++;
+        if (PyContext_Exit(context) < 0)
+            rc = -1;
+    }
+    Py_DECREF(context);
+    return rc;
 }
 
 /* What a handler raised ends its connection only. */
@@ -72,19 +97,20 @@ static int fail(const struct state *st, PyObject *conn)
 static int deliver_message(struct walk *w, const struct pl_event *e)
 {
     struct endpoint *c = e->slot < w->table_cap ? w->table[e->slot] : NULL;
-    PyObject *conn = (PyObject *)c, *got;
+    PyObject *conn = (PyObject *)c;
     if (!c || !c->call || !c->target || !c->context)
         return 0;
     Py_INCREF(conn);
+    int rc;
     if (c->gate) {
-        got = PyObject_CallMethodOneArg((PyObject *)w, w->st->s_gated, conn);
+        PyObject *got = PyObject_CallMethodOneArg((PyObject *)w, w->st->s_gated, conn);
+        rc = got ? 0 : -1;
+        Py_XDECREF(got);
     } else {
-        PyObject *data = PyBytes_FromStringAndSize((const char *)e->data, e->end - e->data);
-        got = data ? hand_over(c, data) : NULL;
-        Py_XDECREF(data);
+        rc = deliver_run(w, c, e);
     }
-    int rc = got ? 0 : fail(w->st, conn);
-    Py_XDECREF(got);
+    if (rc < 0)
+        rc = fail(w->st, conn);
     Py_DECREF(conn);
     return rc;
 }
