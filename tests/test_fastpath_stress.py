@@ -12,7 +12,6 @@ import contextvars
 import gc
 import itertools
 import random
-import socket
 import weakref
 
 import pytest
