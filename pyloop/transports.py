@@ -42,7 +42,7 @@ def _call_it(received: Any, data: bytes) -> None:
 
 
 if fastpath is not None:
-    fastpath.use_calls(deliver, _call_it)
+    fastpath.use_calls(deliver, _call_it, feed_buffered)
 
 
 class CoreTransport(TransportBase):

@@ -47,16 +47,17 @@ struct state {
         *Inbox, *Awaiting;
     struct handle_places handle;  /* in asyncio.Handle */
     PyObject *twins[TWIN_COUNT];  /* NULL before use_running */
-    PyObject *deliver, *call_it;  /* pyloop's functions, which the walk knows; NULL before use_core */
+    PyObject *deliver, *call_it, *feed_buffered; /* pyloop's functions, which the walk knows; NULL before use_core */
     PyObject *inbox_push;            /* Inbox.push, which the walk knows likewise */
     PyObject *inbox_type, *inbox_end; /* pyloop's Inbox, and what raises why one has ended; NULL before use_inbox */
     PyObject *null, *address_of;  /* ffi.NULL, and what tells the address of a loop; likewise */
     PyObject *loop_seen;          /* the loop that address_of was asked last, and what it said */
     struct pl_loop *core_seen;
-    PyObject *empty_tuple;
+    PyObject *empty_tuple, *any_size; /* () and -1 */
     PyObject *context_seen; /* another string that says "context", of asyncio's C code */
     PyObject *Future, *loop_names; /* asyncio's, and the keyword that it wants */
     PyObject *s_context, *s_run, *s_time, *s_core, *s_fail, *s_gated, *s_message_received, *s_sent,
+        *s_fatal_error, *s_get_buffer, *s_buffer_updated, *s_received_eof,
         *s_send_other, *s_written, *s_write_other, *s_owner, *s_loop, *s_create_future, *s_done,
         *s_set_result, *s_pause, *s_resume, *s_inbox, *s_drained;
     struct free_list handles, timers, awaitings;
@@ -217,6 +218,9 @@ struct walk {
     uint32_t table_cap;
     PyObject *others; /* a list: what to call for a kind with (slot, start, end) */
 };
+
+/* A transport's input is there to be received into its protocol's buffer. 0, or -1: SystemExit, KeyboardInterrupt. */
+int deliver_readable(struct endpoint *c);
 
 void walk_begin(struct walk *w, uint32_t count);
 int walk_on(struct walk *w); /* to the batch's end: 0, or -1 */

@@ -21,6 +21,10 @@ static const struct {
     {"_fail", offsetof(struct state, s_fail)},
     {"_gated", offsetof(struct state, s_gated)},
     {"message_received", offsetof(struct state, s_message_received)},
+    {"_fatal_error", offsetof(struct state, s_fatal_error)},
+    {"get_buffer", offsetof(struct state, s_get_buffer)},
+    {"buffer_updated", offsetof(struct state, s_buffer_updated)},
+    {"_received_eof", offsetof(struct state, s_received_eof)},
     {"_sent", offsetof(struct state, s_sent)},
     {"_send_other", offsetof(struct state, s_send_other)},
     {"_written", offsetof(struct state, s_written)},
@@ -83,9 +87,10 @@ static PyObject *use_core(PyObject *module, PyObject *args)
 static PyObject *use_calls(PyObject *module, PyObject *args)
 {
     struct state *st = module_state(module);
-    PyObject *deliver, *call_it;
-    if (!PyArg_ParseTuple(args, "OO:use_calls", &deliver, &call_it))
+    PyObject *deliver, *call_it, *feed_buffered;
+    if (!PyArg_ParseTuple(args, "OOO:use_calls", &deliver, &call_it, &feed_buffered))
         return NULL;
+    Py_XSETREF(st->feed_buffered, Py_NewRef(feed_buffered));
     Py_XSETREF(st->deliver, Py_NewRef(deliver));
     Py_XSETREF(st->call_it, Py_NewRef(call_it));
     Py_RETURN_NONE;
@@ -152,7 +157,7 @@ static int fastpath_exec(PyObject *module)
         if (!(*place = PyUnicode_InternFromString(names[i].text)))
             return -1;
     }
-    if (!(st->empty_tuple = PyTuple_New(0)))
+    if (!(st->empty_tuple = PyTuple_New(0)) || !(st->any_size = PyLong_FromLong(-1)))
         return -1;
     if (ready_setup(module, st) < 0 || handle_setup(module, st) < 0 || walk_setup(module, st) < 0)
         return -1;
@@ -177,6 +182,7 @@ static int fastpath_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(st->address_of);
     Py_VISIT(st->deliver);
     Py_VISIT(st->call_it);
+    Py_VISIT(st->feed_buffered);
     Py_VISIT(st->inbox_push);
     Py_VISIT(st->inbox_type);
     Py_VISIT(st->inbox_end);
@@ -213,6 +219,7 @@ static int fastpath_clear(PyObject *module)
     Py_CLEAR(st->address_of);
     Py_CLEAR(st->deliver);
     Py_CLEAR(st->call_it);
+    Py_CLEAR(st->feed_buffered);
     Py_CLEAR(st->inbox_push);
     Py_CLEAR(st->inbox_type);
     Py_CLEAR(st->inbox_end);
@@ -222,6 +229,7 @@ static int fastpath_clear(PyObject *module)
     for (int i = 0; i < TWIN_COUNT; i++)
         Py_CLEAR(st->twins[i]);
     Py_CLEAR(st->empty_tuple);
+    Py_CLEAR(st->any_size);
     Py_CLEAR(st->context_seen);
     for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++)
         Py_CLEAR(*(PyObject **)((char *)st + names[i].place));
@@ -233,7 +241,7 @@ static void fastpath_free(void *module) { fastpath_clear(module); }
 static PyMethodDef functions[] = {
     {"connect", connect, METH_O, "Take the address of the core's table. Raises ImportError."},
     {"use_core", use_core, METH_VARARGS, "Take ffi.NULL, and what tells the address of a loop."},
-    {"use_calls", use_calls, METH_VARARGS, "Take deliver and call_it, which the walk does itself."},
+    {"use_calls", use_calls, METH_VARARGS, "Take deliver, call_it and feed_buffered, which the walk does itself."},
     {"use_inbox", use_inbox, METH_VARARGS, "Take Inbox, and what raises why one has ended."},
     {"own", own, METH_O, "Give a class methods of its own that it inherits, and return it."},
     {"use_running", use_running, METH_VARARGS, "Take the Python twins of a loop's methods."},

@@ -144,6 +144,8 @@ static int deliver_event(struct walk *w, const struct pl_event *e)
 {
     if (e->kind == PL_EV_MESSAGE)
         return deliver_message(w, e);
+    if (e->kind == PL_EV_READABLE && e->slot < w->table_cap && w->table[e->slot])
+        return deliver_readable(w->table[e->slot]);
     return e->kind == PL_EV_NONE ? 0 : deliver_other(w, e);
 }
 
