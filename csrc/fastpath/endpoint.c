@@ -9,6 +9,8 @@
 
 static struct endpoint *of(PyObject *self) { return (struct endpoint *)self; }
 
+#define LARGE_PIECE_BYTES 1024 /* on average */
+
 /* ---- sending ---- */
 
 static PyObject *tell(PyObject *self, PyObject *method, int code, PyObject *what)
@@ -85,6 +87,47 @@ static PyObject *connection_drain(PyObject *self, PyObject *Py_UNUSED(nothing))
 static PyObject *connection_next(PyObject *self)
 {
     return awaiting_new(of(self)->st, self, AWAIT_NEXT);
+}
+
+/* Of pieces that are bytes, how many bytes there are; -1: some are something else, and join() says what it takes. */
+static Py_ssize_t total_of(PyObject *pieces)
+{
+    Py_ssize_t total = 0;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(pieces); i++) {
+        PyObject *piece = PyTuple_GET_ITEM(pieces, i);
+        if (!PyBytes_CheckExact(piece))
+            return -1;
+        total += PyBytes_GET_SIZE(piece);
+    }
+    return total;
+}
+
+static PyObject *write_each(PyObject *self, PyObject *pieces)
+{
+    PyObject *got = Py_NewRef(Py_None);
+    for (Py_ssize_t i = 0; got && i < PyTuple_GET_SIZE(pieces); i++) {
+        Py_DECREF(got);
+        got = transport_write(self, PyTuple_GET_ITEM(pieces, i));
+    }
+    return got;
+}
+
+/* Small pieces are joined, which costs less than a call of the core for each; large ones are not copied once more. */
+static PyObject *transport_writelines(PyObject *self, PyObject *lines)
+{
+    PyObject *pieces = PySequence_Tuple(lines), *got = NULL; /* a list may change on the way */
+    if (!pieces)
+        return NULL;
+    if (total_of(pieces) >= LARGE_PIECE_BYTES * PyTuple_GET_SIZE(pieces)) {
+        got = write_each(self, pieces);
+    } else {
+        const struct state *st = of(self)->st;
+        PyObject *all = PyObject_CallMethodOneArg(st->empty_bytes, st->s_join, pieces);
+        got = all ? transport_write(self, all) : NULL;
+        Py_XDECREF(all);
+    }
+    Py_DECREF(pieces);
+    return got;
 }
 
 /* ---- fields ---- */
@@ -226,6 +269,8 @@ PyMethodDef transport_methods[] = {
     {"write", transport_write, METH_O,
      PyDoc_STR("write($self, data, /)\n--\n\n"
                "Queue bytes as they are now; they leave with the loop's next turn.")},
+    {"writelines", transport_writelines, METH_O,
+     PyDoc_STR("writelines($self, lines, /)\n--\n\nQueue the bytes of all of them.")},
     {0},
 };
 

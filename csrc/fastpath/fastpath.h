@@ -53,11 +53,11 @@ struct state {
     PyObject *null, *address_of;  /* ffi.NULL, and what tells the address of a loop; likewise */
     PyObject *loop_seen;          /* the loop that address_of was asked last, and what it said */
     struct pl_loop *core_seen;
-    PyObject *empty_tuple, *any_size; /* () and -1 */
+    PyObject *empty_tuple, *empty_bytes, *any_size; /* the last is -1 */
     PyObject *context_seen; /* another string that says "context", of asyncio's C code */
     PyObject *Future, *loop_names; /* asyncio's, and the keyword that it wants */
     PyObject *s_context, *s_run, *s_time, *s_core, *s_fail, *s_gated, *s_message_received, *s_sent,
-        *s_fatal_error, *s_get_buffer, *s_buffer_updated, *s_received_eof,
+        *s_fatal_error, *s_join, *s_get_buffer, *s_buffer_updated, *s_received_eof,
         *s_send_other, *s_written, *s_write_other, *s_owner, *s_loop, *s_create_future, *s_done,
         *s_set_result, *s_pause, *s_resume, *s_inbox, *s_drained;
     struct free_list handles, timers, awaitings;

@@ -21,6 +21,7 @@ static const struct {
     {"_fail", offsetof(struct state, s_fail)},
     {"_gated", offsetof(struct state, s_gated)},
     {"message_received", offsetof(struct state, s_message_received)},
+    {"join", offsetof(struct state, s_join)},
     {"_fatal_error", offsetof(struct state, s_fatal_error)},
     {"get_buffer", offsetof(struct state, s_get_buffer)},
     {"buffer_updated", offsetof(struct state, s_buffer_updated)},
@@ -157,7 +158,8 @@ static int fastpath_exec(PyObject *module)
         if (!(*place = PyUnicode_InternFromString(names[i].text)))
             return -1;
     }
-    if (!(st->empty_tuple = PyTuple_New(0)) || !(st->any_size = PyLong_FromLong(-1)))
+    if (!(st->empty_tuple = PyTuple_New(0)) || !(st->any_size = PyLong_FromLong(-1)) ||
+        !(st->empty_bytes = PyBytes_FromStringAndSize(NULL, 0)))
         return -1;
     if (ready_setup(module, st) < 0 || handle_setup(module, st) < 0 || walk_setup(module, st) < 0)
         return -1;
@@ -230,6 +232,7 @@ static int fastpath_clear(PyObject *module)
         Py_CLEAR(st->twins[i]);
     Py_CLEAR(st->empty_tuple);
     Py_CLEAR(st->any_size);
+    Py_CLEAR(st->empty_bytes);
     Py_CLEAR(st->context_seen);
     for (size_t i = 0; i < Py_ARRAY_LENGTH(names); i++)
         Py_CLEAR(*(PyObject **)((char *)st + names[i].place));
