@@ -12,14 +12,16 @@ if TYPE_CHECKING:
 __all__ = ["Buses", "check_bus"]
 
 DEFAULT = "shm://"
-"""Every server has it and many never use it, so pyloop.bus is imported only by who does."""
+"""pyloop.bus is imported when a server starts, not by `import pyloop`."""
 
 
 class Buses:
     """Those of some servers, by URL."""
 
     def __init__(self, make: Callable[[str], Bus] | None = None) -> None:
-        self._make = make
+        from pyloop.bus import Bus
+
+        self._make = make or Bus
         self._made: dict[str, Bus] = {}
         self._lock = threading.Lock()  # handlers of model="thread" ask too
 
@@ -27,7 +29,7 @@ class Buses:
         """Return the bus of a URL. Raises what Bus raises."""
         with self._lock:
             if url not in self._made:
-                self._made[url] = (self._make or _new)(url)
+                self._made[url] = self._make(url)
             return self._made[url]
 
     async def close(self) -> None:
@@ -43,9 +45,3 @@ def check_bus(url: str | None) -> str | None:
     from pyloop.bus import check_url
 
     return check_url(url)
-
-
-def _new(url: str) -> Bus:
-    from pyloop.bus import Bus
-
-    return Bus(url)

@@ -243,6 +243,8 @@ class Server:
         await self._start()
 
     async def _start(self) -> None:
+        import pyloop.stats  # noqa: F401  now: not while clients wait, or after a chroot
+
         loop = running_loop("Server.start()")
         if self._service is not None or self._starting:
             raise RuntimeError("Server.start(): the server has been started already")

@@ -77,3 +77,30 @@ def test_import_leaves_out_what_few_programs_need() -> None:
     loaded = set(done.stdout.split())
     assert "pyloop.server" in loaded
     assert loaded & set(HEAVY) == set()
+
+
+SERVE = """
+import asyncio, sys, pyloop
+
+async def main():
+    def note(server):
+        at_start.update(sys.modules)
+
+    async with pyloop.Server(lambda conn, data: None, on_start=note) as server:
+        conn = await pyloop.connect("127.0.0.1", server.port)
+        conn.send(b"hello")
+        server.stats()
+        server.bus.publish("topic", b"message")
+        conn.close()
+        await conn.wait_closed()
+
+at_start = {}
+pyloop.connect  # the client's
+pyloop.run(main())
+print(*(name for name in sys.modules.keys() - at_start.keys() if name.startswith("pyloop")))
+"""
+
+
+def test_server_that_has_started_imports_nothing_more() -> None:
+    done = subprocess.run([sys.executable, "-c", SERVE], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("\n", "")

@@ -142,13 +142,14 @@ def test_readonly_refuses_to_be_written(shm: SharedMemory) -> None:
 def test_permission_denied_is_told_by_name(shm: SharedMemory) -> None:
     assert (SHM / shm.name).stat().st_mode & 0o777 == 0o600
     code = """
-import os, sys, pyloop
+import os, sys
+from pyloop import SharedMemory
 if os.getuid() == 0:
     os.setuid(65534)
 else:
     os.chmod("/dev/shm/" + sys.argv[1], 0)
 try:
-    pyloop.SharedMemory(sys.argv[1])
+    SharedMemory(sys.argv[1])
 except PermissionError as exc:
     print(exc)
 """
