@@ -48,22 +48,19 @@ PyObject *awaiting_new(struct state *st, PyObject *source, enum await what)
 /* Have the inbox as the source. 0 or -1. */
 static int find_inbox(const struct state *st, struct awaiting *a)
 {
-    PyObject *source = a->source, *box;
-    if (PyObject_TypeCheck(source, st->Inbox))
+    if (a->what == AWAIT_OF_INBOX)
         return 0;
-    box = ((struct endpoint *)source)->target;
-    if (box && (PyObject *)Py_TYPE(box) == st->inbox_type)
-        Py_INCREF(box);
-    else if (!(box = PyObject_CallMethodNoArgs(source, st->s_inbox))) /* which says what is wrong */
-        return -1;
-    if (!PyObject_TypeCheck(box, st->Inbox)) {
-        PyErr_Format(PyExc_TypeError, "_inbox() gave %R", box);
-        Py_DECREF(box);
-        return -1;
+    PyObject *conn = a->source, *box = ((struct endpoint *)conn)->target;
+    if (box && (PyObject *)Py_TYPE(box) == st->inbox_type) {
+        a->source = Py_NewRef(box);
+        Py_DECREF(conn);
+        return 0;
     }
-    a->source = box;
-    Py_DECREF(source);
-    return 0;
+    box = PyObject_CallMethodNoArgs(conn, st->s_inbox); /* which says what is wrong */
+    if (box)
+        PyErr_Format(PyExc_RuntimeError, "%R has no inbox of the fast path", conn);
+    Py_XDECREF(box);
+    return -1;
 }
 
 static PyObject *say_end(const struct state *st, const struct awaiting *a)
@@ -258,6 +255,7 @@ static PyObject *awaiting_close(PyObject *self, PyObject *Py_UNUSED(nothing))
 static const char *name_of(PyObject *self)
 {
     static const char *const names[] = {
+        [AWAIT_OF_INBOX] = "Connection.receive",
         [AWAIT_MESSAGE] = "Connection.receive",
         [AWAIT_NEXT] = "Connection.__anext__",
         [AWAIT_ROOM] = "Connection.drain",

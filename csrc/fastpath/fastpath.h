@@ -197,12 +197,13 @@ bool inbox_is_awaited(const struct inbox *box);
 void inbox_wait_no_more(struct inbox *box);
 
 enum await {
-    AWAIT_MESSAGE, /* receive() */
-    AWAIT_NEXT,    /* __anext__() */
-    AWAIT_ROOM     /* drain() */
+    AWAIT_OF_INBOX, /* a message, of an inbox; the others are of a connection */
+    AWAIT_MESSAGE,  /* receive() */
+    AWAIT_NEXT,     /* __anext__() */
+    AWAIT_ROOM      /* drain() */
 };
 
-/* What awaits it of a connection; or a message of an inbox. Borrows `source`. */
+/* What awaits it. Borrows `source`, an inbox or a connection. */
 PyObject *awaiting_new(struct state *st, PyObject *source, enum await what);
 
 /* ---- the walk over a batch ---- */

@@ -111,7 +111,7 @@ static PyObject *inbox_push_py(PyObject *self, PyObject *message)
 
 static PyObject *inbox_get(PyObject *self, PyObject *Py_UNUSED(nothing))
 {
-    return awaiting_new(((struct inbox *)self)->st, self, AWAIT_MESSAGE);
+    return awaiting_new(((struct inbox *)self)->st, self, AWAIT_OF_INBOX);
 }
 
 static int inbox_init(PyObject *self, PyObject *args, PyObject *Py_UNUSED(kwargs))
