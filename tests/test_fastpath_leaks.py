@@ -45,8 +45,10 @@ class Counted:
 
 def test_each_way_a_handle_goes_gives_back_callback_arguments_and_context(loop):
     it = Counted()
-    before, loops = it.counts(), sys.getrefcount(loop)
     loop.set_exception_handler(lambda loop, context: None)
+    turn(loop)
+    gc.collect()
+    before, loops = it.counts(), sys.getrefcount(loop)
     kept = []
 
     def make(call, *when):
@@ -78,7 +80,7 @@ def test_each_way_a_handle_goes_gives_back_callback_arguments_and_context(loop):
     loop.call_soon(fail, context=it.context)
     loop.call_soon(it.callback, it.argument, context=it.argument)  # no context at all
     turn(loop)
-    del wrong
+    del wrong, ways, way  # bound methods of the loop among them
     gc.collect()  # tracebacks
     assert it.counts() == before and sys.getrefcount(loop) == loops
 

@@ -34,10 +34,10 @@ static PyObject *call_in(PyObject *context, PyObject *callback, PyObject *args)
     Py_INCREF(args);
     PyObject *got = PyObject_Vectorcall(callback, &PyTuple_GET_ITEM(args, 0),
                                         (size_t)PyTuple_GET_SIZE(args), NULL);
-    Py_DECREF(args);
-    Py_DECREF(callback);
     if (PyContext_Exit(context) < 0)
         Py_CLEAR(got);
+    Py_DECREF(args);
+    Py_DECREF(callback);
     return got;
 }
 
@@ -58,7 +58,7 @@ int handle_run(struct state *st, PyObject *handle)
     const struct handle_places *at = &st->handle;
     if (type != st->Handle && type != st->TimerHandle)
         return run_other(st, handle);
-    if (handle_part(handle)->cancelled)
+    if (*handle_field(handle, at->cancelled) == Py_True)
         return 0;
     PyObject *context = *handle_field(handle, at->context);
     PyObject *callback = *handle_field(handle, at->callback);
