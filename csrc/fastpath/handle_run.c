@@ -58,7 +58,7 @@ int handle_run(struct state *st, PyObject *handle)
     const struct handle_places *at = &st->handle;
     if (type != st->Handle && type != st->TimerHandle)
         return run_other(st, handle);
-    if (*handle_field(handle, at->cancelled) == Py_True)
+    if (handle_part(handle)->cancelled)
         return 0;
     PyObject *context = *handle_field(handle, at->context);
     PyObject *callback = *handle_field(handle, at->callback);
