@@ -168,15 +168,20 @@ def test_wrong_arguments_are_refused_as_the_python_twin_does(loop):
 @ORACLE
 @pytest.mark.parametrize("debug", [False, True])
 def test_callback_and_context_are_taken_by_keyword_too(loop, debug):
+    var = contextvars.ContextVar("var", default=0)
+    context, seen = contextvars.copy_context(), []
+    context.run(var.set, 5)
+
+    def see():
+        seen.append(var.get())
+
     for name in SCHEDULE:
         loop.set_debug(debug)
-        var = contextvars.ContextVar("var", default=0)
-        context, seen = contextvars.copy_context(), []
-        context.run(var.set, 5)
+        seen.clear()
         word = "".join(["con", "text"])  # not the interned one
-        schedule(loop, name, lambda: seen.append(var.get()), **{word: context})
-        schedule(loop, name, lambda: seen.append(var.get()), context=None)
-        options = {"callback": lambda: seen.append(var.get())}
+        schedule(loop, name, see, **{word: context})
+        schedule(loop, name, see, context=None)
+        options = {"callback": see}
         match name:
             case "call_later":
                 loop.call_later(delay=0, context=context, **options)

@@ -96,6 +96,7 @@ struct ready {
 };
 
 int ready_push(struct ready *r, PyObject *handle); /* takes a reference. 0 or -1 with MemoryError */
+void ready_settle(struct ready *r);                /* another is scheduled: who got the last one has kept it or not */
 PyObject *ready_pop(struct ready *r);              /* gives one; r is not empty. For C code that runs it */
 void ready_trim(struct ready *r);                  /* let a large ring go that is empty */
 

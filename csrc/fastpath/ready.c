@@ -4,7 +4,7 @@
  *
  * The collector looks at some hundred new objects at a time, and in a busy loop most of those are handles. So a Handle
  * of call_soon is not tracked while nobody else has it: the queue answers for what it holds. One that somebody keeps
- * is tracked when it leaves the queue.
+ * is tracked as soon as the next is scheduled, or it leaves the queue.
  *
  * What asyncio and other programs do to a loop's `_ready`, a deque, is here under the same names. */
 #include "fastpath.h"
@@ -33,20 +33,28 @@ static int grow(struct ready *r)
     return 0;
 }
 
-int ready_push(struct ready *r, PyObject *handle)
-{
-    if (r->count == r->cap && grow(r) < 0)
-        return -1;
-    r->items[place(r, r->count++)] = Py_NewRef(handle);
-    return 0;
-}
-
-/* It leaves the queue, into hands that the collector has to know of. */
+/* Somebody else has it, or will: the collector has to know of it. */
 static PyObject *hand_out(PyObject *handle)
 {
     if (PyObject_IS_GC(handle) && !PyObject_GC_IsTracked(handle))
         PyObject_GC_Track(handle);
     return handle;
+}
+
+void ready_settle(struct ready *r)
+{
+    PyObject *last = r->count ? r->items[place(r, r->count - 1)] : NULL;
+    if (last && Py_REFCNT(last) > 1)
+        hand_out(last);
+}
+
+int ready_push(struct ready *r, PyObject *handle)
+{
+    ready_settle(r);
+    if (r->count == r->cap && grow(r) < 0)
+        return -1;
+    r->items[place(r, r->count++)] = Py_NewRef(handle);
+    return 0;
 }
 
 PyObject *ready_pop(struct ready *r)
@@ -109,8 +117,10 @@ static int ready_clear_items(PyObject *self)
     struct ready *r = (struct ready *)self, was = *r;
     r->items = NULL; /* what is let go may append */
     r->cap = r->first = r->count = 0;
-    for (Py_ssize_t i = 0; i < was.count; i++)
-        Py_DECREF(was.items[place(&was, i)]);
+    for (Py_ssize_t i = 0; i < was.count; i++) {
+        PyObject *handle = was.items[place(&was, i)];
+        Py_DECREF(Py_REFCNT(handle) > 1 ? hand_out(handle) : handle);
+    }
     PyMem_Free(was.items);
     return 0;
 }

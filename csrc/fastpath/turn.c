@@ -130,6 +130,7 @@ static PyObject *schedule_at(struct turn *t, double when, PyObject *const *args,
                                  names ? args[count] : NULL);
     if (!timer)
         return NULL;
+    ready_settle(ready_of(t));
     struct timer_part *part = timer_part(timer);
     part->when = when;
     part->order = t->order++;
