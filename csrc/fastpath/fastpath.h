@@ -73,6 +73,13 @@ static inline struct state *state_of(PyTypeObject *type) /* one of the module's 
     return PyType_GetModuleState(type);
 }
 
+/* For who is let go: NULL when the module is garbage too, and gone first. */
+static inline struct state *state_if_there(PyTypeObject *type)
+{
+    PyObject *module = ((PyHeapTypeObject *)type)->ht_module;
+    return module ? PyModule_GetState(module) : NULL;
+}
+
 /* The same for any type that inherits from one; slower. */
 struct state *state_find(PyTypeObject *type);
 

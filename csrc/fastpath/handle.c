@@ -200,8 +200,7 @@ static bool may_have_weakrefs(const PyTypeObject *type, PyObject *self)
 /* Where handles of a type are kept; NULL when its module is gone, or cleared. */
 static struct free_list *list_of(PyTypeObject *type)
 {
-    PyObject *module = ((PyHeapTypeObject *)type)->ht_module;
-    struct state *st = module ? PyModule_GetState(module) : NULL;
+    struct state *st = state_if_there(type);
     if (!st || (type != st->Handle && type != st->TimerHandle))
         return NULL;
     return type == st->Handle ? &st->handles : &st->timers;
