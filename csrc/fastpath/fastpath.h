@@ -103,7 +103,7 @@ struct ready {
 };
 
 int ready_push(struct ready *r, PyObject *handle); /* takes a reference. 0 or -1 with MemoryError */
-PyObject *ready_pop(struct ready *r);              /* gives one; r is not empty. For C code that runs it */
+PyObject *ready_pop(struct ready *r);              /* gives one; r is not empty. See handle_let_go */
 void ready_trim(struct ready *r);                  /* let a large ring go that is empty */
 
 /* ---- handles ---- */
@@ -142,6 +142,16 @@ PyObject *handle_new(struct state *st, PyTypeObject *type, PyObject *loop, PyObj
                      PyObject *const *args, Py_ssize_t count, PyObject *context);
 
 int handle_traverse(PyObject *handle, visitproc visit, void *arg); /* of the types above */
+
+/* Tell the collector of a Handle that is no longer the queue's alone: see ready.c. Others know how to be tracked. */
+void handle_track(PyObject *handle);
+
+static inline void handle_let_go(PyObject *handle) /* by the queue, or who ran it: maybe somebody has kept it */
+{
+    if (Py_REFCNT(handle) > 1)
+        handle_track(handle);
+    Py_DECREF(handle);
+}
 
 /* Call it in its context, unless it was cancelled. 0; -1: SystemExit, KeyboardInterrupt, or what the exception
  * handler raised. What the callback raised otherwise was reported. */

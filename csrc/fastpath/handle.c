@@ -221,6 +221,12 @@ static void handle_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+void handle_track(PyObject *handle)
+{
+    if (Py_TYPE(handle)->tp_dealloc == handle_dealloc && !PyObject_GC_IsTracked(handle))
+        PyObject_GC_Track(handle);
+}
+
 /* ---- the types ---- */
 
 static PyMethodDef handle_methods[] = {

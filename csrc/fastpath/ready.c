@@ -4,7 +4,7 @@
  *
  * The collector looks at some hundred new objects at a time, and in a busy loop most of those are handles. So a Handle
  * of call_soon is not tracked while nobody else has it: the queue answers for what it holds. One that somebody keeps
- * is tracked when it leaves the queue.
+ * is tracked when it leaves the queue, or has run.
  *
  * What asyncio and other programs do to a loop's `_ready`, a deque, is here under the same names. */
 #include "fastpath.h"
@@ -44,8 +44,7 @@ int ready_push(struct ready *r, PyObject *handle)
 /* It leaves the queue, into hands that the collector has to know of. */
 static PyObject *hand_out(PyObject *handle)
 {
-    if (PyObject_IS_GC(handle) && !PyObject_GC_IsTracked(handle))
-        PyObject_GC_Track(handle);
+    handle_track(handle);
     return handle;
 }
 
@@ -54,7 +53,7 @@ PyObject *ready_pop(struct ready *r)
     PyObject *handle = r->items[r->first];
     r->first = (r->first + 1) & (r->cap - 1);
     r->count--;
-    return Py_REFCNT(handle) > 1 ? hand_out(handle) : handle;
+    return handle;
 }
 
 void ready_trim(struct ready *r)
@@ -110,7 +109,7 @@ static int ready_clear_items(PyObject *self)
     r->items = NULL; /* what is let go may append */
     r->cap = r->first = r->count = 0;
     for (Py_ssize_t i = 0; i < was.count; i++)
-        Py_DECREF(was.items[place(&was, i)]);
+        handle_let_go(was.items[place(&was, i)]);
     PyMem_Free(was.items);
     return 0;
 }

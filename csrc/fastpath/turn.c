@@ -309,7 +309,7 @@ static int run_ready(struct turn *t)
         t->current = handle;
         rc = handle_run(t->st, handle);
         t->current = NULL;
-        Py_DECREF(handle);
+        handle_let_go(handle);
     }
     Py_DECREF(queue);
     return rc;
