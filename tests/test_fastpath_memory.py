@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import gc
+import socket
 import weakref
 
 import pytest
@@ -72,3 +73,26 @@ def test_handle_that_is_kept_in_a_cycle_is_collected(backend, keep):
 def test_queue_hands_out_what_is_not_its_own_as_it_is(loop):
     loop._ready.append(())
     assert loop._ready.popleft() == () and not gc.is_tracked(())
+
+
+@only_fast
+def test_heap_emptied_while_its_first_timer_is_looked_at_is_an_empty_heap(loop):
+    class Rug(asyncio.TimerHandle):
+        __slots__ = ()
+
+        @property
+        def _cancelled(self):
+            loop._scheduled.clear()
+            return False
+
+        @_cancelled.setter
+        def _cancelled(self, value):
+            pass
+
+    ours, peer = socket.socketpair()
+    with ours, peer:
+        peer.send(b"now")
+        loop.add_reader(ours, loop.remove_reader, ours)
+        loop._scheduled.append(Rug(loop.time() + 3600, int, (), loop))
+        loop._run_once()
+        assert loop._scheduled == [] and not loop.remove_reader(ours)

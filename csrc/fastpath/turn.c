@@ -193,8 +193,8 @@ static int skip_cancelled(struct turn *t)
 {
     while (PyList_GET_SIZE(t->scheduled)) {
         int cancelled = handle_is_cancelled(t->st, PyList_GET_ITEM(t->scheduled, 0));
-        if (cancelled <= 0)
-            return cancelled < 0 ? -1 : 1;
+        if (cancelled <= 0) /* that code may have taken them all */
+            return cancelled < 0 ? -1 : PyList_GET_SIZE(t->scheduled) > 0;
         PyObject *timer = timers_pop(t->st, t->scheduled);
         if (!timer)
             return -1;
