@@ -12,6 +12,7 @@ import pytest
 
 import pyloop
 from pyloop import fast
+from pyloop.core import ffi
 
 only_fast = pytest.mark.skipif(fast.fastpath is None, reason="there is no fast path")
 
@@ -96,3 +97,43 @@ def test_heap_emptied_while_its_first_timer_is_looked_at_is_an_empty_heap(loop):
         loop._scheduled.append(Rug(loop.time() + 3600, int, (), loop))
         loop._run_once()
         assert loop._scheduled == [] and not loop.remove_reader(ours)
+
+
+@only_fast
+def test_walk_that_has_no_batch_of_its_own_takes_none(loop):
+    class ByHand(fast.fastpath.Turn):
+        time = staticmethod(loop.time)
+
+    walk = fast.fastpath.Walk
+    for walk in (walk.__new__(walk), walk(loop._core.ptr, print)):
+        walk.end()  # of the second one
+        turns = ByHand()
+        turns._ready, turns._scheduled = [], []
+        turns._use_core(loop._core.ptr, walk)
+        ours, peer = socket.socketpair()
+        with ours, peer:
+            peer.send(b"now")
+            loop.add_reader(ours, int)
+            turns._run_once()
+            assert loop.remove_reader(ours) and walk.take() is None
+
+
+@only_fast
+@pytest.mark.parametrize("wrong", [8, "8", None, ffi.new("int *")])
+def test_pointer_to_anything_but_a_core_is_refused(loop, wrong):
+    conn = fast.fastpath.ConnectionBase()
+    with pytest.raises(TypeError, match="struct pl_loop"):
+        conn._ptr = wrong
+    with pytest.raises(TypeError, match="struct pl_loop"):
+        fast.fastpath.Turn()._use_core(wrong, loop._core.dispatch)
+    assert conn._ptr is ffi.NULL
+
+
+@only_fast
+def test_time_that_is_no_number_of_a_timer_of_another_class_does_not_wait(loop):
+    ran = []
+    timer = asyncio.TimerHandle(float("nan"), ran.append, (1,), loop)
+    timer._scheduled = True
+    loop._scheduled.append(timer)
+    loop._run_once()
+    assert ran == [1]

@@ -209,7 +209,7 @@ static int skip_cancelled(struct turn *t)
 
 static int64_t wait_ns(double seconds)
 {
-    if (seconds <= 0)
+    if (!(seconds > 0)) /* nor is NaN, of a timer of another class */
         return 0;
     double ns = ceil(seconds * 1e9);
     return ns >= (double)LONGEST_WAIT_NS ? LONGEST_WAIT_NS : (int64_t)ns;
