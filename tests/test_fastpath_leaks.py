@@ -78,7 +78,7 @@ def test_each_way_a_handle_goes_gives_back_callback_arguments_and_context(loop):
     loop.call_soon(fail, context=it.context)
     loop.call_soon(it.callback, it.argument, context=it.argument)  # no context at all
     turn(loop)
-    del wrong
+    del wrong, way, ways  # bound methods of the loop
     gc.collect()  # tracebacks
     assert it.counts() == before and sys.getrefcount(loop) == loops
 

@@ -242,19 +242,19 @@ static PyMethodDef timer_methods[] = {
     {0},
 };
 
-#define COMMON_FIELDS                                                                      \
+#define OUR_FIELDS                                                                      \
     {"_cancelled", get_cancelled, put_cancelled, "Was it cancelled?", NULL},               \
         {"_repr", get_none, put_nothing, "None: in debug mode asyncio's are used.", NULL}, \
         {"_source_traceback", get_none, NULL, "None, likewise.", NULL},                    \
         {0}
 
-static PyGetSetDef handle_fields[] = {COMMON_FIELDS};
+static PyGetSetDef handle_fields[] = {OUR_FIELDS};
 
 static PyGetSetDef timer_fields[] = {
     {"_when", timer_get_when, NULL, "When it is due, by the loop's clock.", NULL},
     {"_order", timer_get_order, NULL, "Which of two that are due at once is first.", NULL},
     {"_scheduled", timer_get_scheduled, timer_put_scheduled, "Is it in the heap?", NULL},
-    COMMON_FIELDS,
+    OUR_FIELDS,
 };
 
 static PyType_Slot handle_slots[] = {
