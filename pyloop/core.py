@@ -21,6 +21,7 @@ from pyloop._core import ffi, lib
 __all__ = [
     "MEMORY",
     "address_of",
+    "address_of_loop",
     "beyond_select",
     "cffi_version",
     "check",
@@ -97,6 +98,11 @@ def beyond_select(what: str) -> str:
 def address_of(ptr: Any) -> int:
     """Return where in memory a pointer points: for the fast path."""
     return int(ffi.cast("uintptr_t", ptr))
+
+
+def address_of_loop(ptr: Any) -> int:
+    """Return the same, of a pointer to a loop. Raises TypeError for any other."""
+    return address_of(ffi.new("struct pl_loop *[1]", [ptr])[0])
 
 
 def is_foreign(ptr: Any) -> bool:

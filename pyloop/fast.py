@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any, TypeVar
 
-from pyloop.core import address_of, ffi, lib
+from pyloop.core import address_of, address_of_loop, ffi, lib
 
 __all__ = ["fastpath", "own", "why_not"]
 
@@ -29,7 +29,7 @@ def _load() -> Any:
     except ModuleNotFoundError:
         raise ImportError("pyloop._fastpath is not in this installation") from None
     found.connect(address_of(lib.pl_api()))
-    found.use_core(ffi.NULL, address_of)
+    found.use_core(ffi.NULL, address_of_loop)
     return found
 
 

@@ -327,11 +327,13 @@ def test_module_that_is_garbage_with_its_objects_is_freed(order):
         kept += [loop.call_at(5, print, loop) for _ in range(600)]
         died = []
         refs = [weakref.ref(each, died.append) for each in (module, loop, kept[0], kept[-1])]
+        conn = module.ConnectionBase()
+        conn.state = [loop, *(conn.receive() for _ in range(600))]
         if sys.argv[1] == "loop":
             loop.kept = kept
             del kept[300:]
             loop._ready.clear()
-        del module, spec, loop, kept, Loop
+        del module, spec, loop, kept, Loop, conn
         gc.collect()
         say(left=[str(ref()) for ref in refs if ref() is not None])
         other.close()

@@ -299,10 +299,11 @@ static int awaiting_clear(PyObject *self)
 static void awaiting_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
-    struct free_list *free_list = &state_of(type)->awaitings;
     PyObject_GC_UnTrack(self);
     finish(of(self));
-    if (free_list->count < FREE_HANDLES)
+    struct state *st = state_if_there(type);
+    struct free_list *free_list = st && st->Awaiting == type ? &st->awaitings : NULL;
+    if (free_list && free_list->count < FREE_HANDLES)
         free_list->items[free_list->count++] = self;
     else
         PyObject_GC_Del(self);

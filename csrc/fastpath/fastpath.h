@@ -73,6 +73,13 @@ static inline struct state *state_of(PyTypeObject *type) /* one of the module's 
     return PyType_GetModuleState(type);
 }
 
+/* For who is let go: NULL when the module is garbage too, and gone first. */
+static inline struct state *state_if_there(PyTypeObject *type)
+{
+    PyObject *module = ((PyHeapTypeObject *)type)->ht_module;
+    return module ? PyModule_GetState(module) : NULL;
+}
+
 /* The same for any type that inherits from one; slower. */
 struct state *state_find(PyTypeObject *type);
 
@@ -97,7 +104,7 @@ struct ready {
 
 int ready_push(struct ready *r, PyObject *handle); /* takes a reference. 0 or -1 with MemoryError */
 void ready_settle(struct ready *r);                /* another is scheduled: who got the last one has kept it or not */
-PyObject *ready_pop(struct ready *r);              /* gives one; r is not empty. For C code that runs it */
+PyObject *ready_pop(struct ready *r);              /* gives one; r is not empty. See handle_let_go */
 void ready_trim(struct ready *r);                  /* let a large ring go that is empty */
 
 /* ---- handles ---- */
@@ -136,6 +143,16 @@ PyObject *handle_new(struct state *st, PyTypeObject *type, PyObject *loop, PyObj
                      PyObject *const *args, Py_ssize_t count, PyObject *context);
 
 int handle_traverse(PyObject *handle, visitproc visit, void *arg); /* of the types above */
+
+/* Tell the collector of a Handle that is no longer the queue's alone: see ready.c. Others know how to be tracked. */
+void handle_track(PyObject *handle);
+
+static inline void handle_let_go(PyObject *handle) /* by the queue, or who ran it: maybe somebody has kept it */
+{
+    if (Py_REFCNT(handle) > 1)
+        handle_track(handle);
+    Py_DECREF(handle);
+}
 
 /* Call it in its context, unless it was cancelled. 0; -1: SystemExit, KeyboardInterrupt, or what the exception
  * handler raised. What the callback raised otherwise was reported. */

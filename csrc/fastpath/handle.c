@@ -200,8 +200,7 @@ static bool may_have_weakrefs(const PyTypeObject *type, PyObject *self)
 /* Where handles of a type are kept; NULL when its module is gone, or cleared. */
 static struct free_list *list_of(PyTypeObject *type)
 {
-    PyObject *module = ((PyHeapTypeObject *)type)->ht_module;
-    struct state *st = module ? PyModule_GetState(module) : NULL;
+    struct state *st = state_if_there(type);
     if (!st || (type != st->Handle && type != st->TimerHandle))
         return NULL;
     return type == st->Handle ? &st->handles : &st->timers;
@@ -222,6 +221,12 @@ static void handle_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+void handle_track(PyObject *handle)
+{
+    if (Py_TYPE(handle)->tp_dealloc == handle_dealloc && !PyObject_GC_IsTracked(handle))
+        PyObject_GC_Track(handle);
+}
+
 /* ---- the types ---- */
 
 static PyMethodDef handle_methods[] = {
@@ -237,19 +242,19 @@ static PyMethodDef timer_methods[] = {
     {0},
 };
 
-#define QUIET_FIELDS                                                                       \
+#define OUR_FIELDS                                                                      \
     {"_cancelled", get_cancelled, put_cancelled, "Was it cancelled?", NULL},               \
         {"_repr", get_none, put_nothing, "None: in debug mode asyncio's are used.", NULL}, \
         {"_source_traceback", get_none, NULL, "None, likewise.", NULL},                    \
         {0}
 
-static PyGetSetDef handle_fields[] = {QUIET_FIELDS};
+static PyGetSetDef handle_fields[] = {OUR_FIELDS};
 
 static PyGetSetDef timer_fields[] = {
     {"_when", timer_get_when, NULL, "When it is due, by the loop's clock.", NULL},
     {"_order", timer_get_order, NULL, "Which of two that are due at once is first.", NULL},
     {"_scheduled", timer_get_scheduled, timer_put_scheduled, "Is it in the heap?", NULL},
-    QUIET_FIELDS,
+    OUR_FIELDS,
 };
 
 static PyType_Slot handle_slots[] = {

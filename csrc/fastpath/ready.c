@@ -4,7 +4,7 @@
  *
  * The collector looks at some hundred new objects at a time, and in a busy loop most of those are handles. So a Handle
  * of call_soon is not tracked while nobody else has it: the queue answers for what it holds. One that somebody keeps
- * is tracked as soon as the next is scheduled, or it leaves the queue.
+ * is tracked when the next is scheduled, when it leaves the queue, or when it has run.
  *
  * What asyncio and other programs do to a loop's `_ready`, a deque, is here under the same names. */
 #include "fastpath.h"
@@ -36,8 +36,7 @@ static int grow(struct ready *r)
 /* Somebody else has it, or will: the collector has to know of it. */
 static PyObject *hand_out(PyObject *handle)
 {
-    if (PyObject_IS_GC(handle) && !PyObject_GC_IsTracked(handle))
-        PyObject_GC_Track(handle);
+    handle_track(handle);
     return handle;
 }
 
@@ -62,7 +61,7 @@ PyObject *ready_pop(struct ready *r)
     PyObject *handle = r->items[r->first];
     r->first = (r->first + 1) & (r->cap - 1);
     r->count--;
-    return Py_REFCNT(handle) > 1 ? hand_out(handle) : handle;
+    return handle;
 }
 
 void ready_trim(struct ready *r)
@@ -117,10 +116,8 @@ static int ready_clear_items(PyObject *self)
     struct ready *r = (struct ready *)self, was = *r;
     r->items = NULL; /* what is let go may append */
     r->cap = r->first = r->count = 0;
-    for (Py_ssize_t i = 0; i < was.count; i++) {
-        PyObject *handle = was.items[place(&was, i)];
-        Py_DECREF(Py_REFCNT(handle) > 1 ? hand_out(handle) : handle);
-    }
+    for (Py_ssize_t i = 0; i < was.count; i++)
+        handle_let_go(was.items[place(&was, i)]);
     PyMem_Free(was.items);
     return 0;
 }

@@ -194,8 +194,8 @@ static int skip_cancelled(struct turn *t)
 {
     while (PyList_GET_SIZE(t->scheduled)) {
         int cancelled = handle_is_cancelled(t->st, PyList_GET_ITEM(t->scheduled, 0));
-        if (cancelled <= 0)
-            return cancelled < 0 ? -1 : 1;
+        if (cancelled <= 0) /* that code may have taken them all */
+            return cancelled < 0 ? -1 : PyList_GET_SIZE(t->scheduled) > 0;
         PyObject *timer = timers_pop(t->st, t->scheduled);
         if (!timer)
             return -1;
@@ -210,7 +210,7 @@ static int skip_cancelled(struct turn *t)
 
 static int64_t wait_ns(double seconds)
 {
-    if (seconds <= 0)
+    if (!(seconds > 0)) /* nor is NaN, of a timer of another class */
         return 0;
     double ns = ceil(seconds * 1e9);
     return ns >= (double)LONGEST_WAIT_NS ? LONGEST_WAIT_NS : (int64_t)ns;
@@ -310,7 +310,7 @@ static int run_ready(struct turn *t)
         t->current = handle;
         rc = handle_run(t->st, handle);
         t->current = NULL;
-        Py_DECREF(handle);
+        handle_let_go(handle);
     }
     Py_DECREF(queue);
     return rc;

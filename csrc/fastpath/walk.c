@@ -12,7 +12,7 @@
 
 void walk_begin(struct walk *w, uint32_t count)
 {
-    w->count = count;
+    w->count = w->events ? count : 0; /* it was not made for a core, or has ended */
     w->next = 0;
     w->unfinished = 1;
     w->taken += count;
