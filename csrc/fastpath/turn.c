@@ -260,11 +260,19 @@ static int64_t coarse_now(void)
 #endif
 }
 
-/* May the system call be left out? While nothing is watched and callbacks are ready it could only tell of a signal:
- * once in a few milliseconds is enough. Who wakes need not: the queue is looked at. */
+/* Does add_signal_handler wait for signals? The core tells of them. */
+static bool heeds_signals(const struct turn *t)
+{
+    PyObject *handlers = t->signal_handlers;
+    return !handlers || !PyDict_CheckExact(handlers) || PyDict_GET_SIZE(handlers);
+}
+
+/* May the system call be left out? While nothing is watched, callbacks are ready and no signal has a handler it could
+ * tell of nothing: once in a few milliseconds is enough. Who wakes need not: the queue is looked at. */
 static bool may_skip(const struct turn *t, int64_t now)
 {
-    return now && now == t->looked_at && !t->stopping && t->st->api->loop_is_quiet(t->core);
+    return now && now == t->looked_at && !t->stopping && !heeds_signals(t) &&
+           t->st->api->loop_is_quiet(t->core);
 }
 
 static int tick(struct turn *t)
