@@ -40,9 +40,9 @@ class Inbox:
         """Take a message from dispatch; when full, the core holds the rest."""
         self.messages.append(message)
         self.size += _cost(message)
+        self._wake()  # first: Ctrl-C may come in the middle of a pause
         if self.conn is not None and self.size >= self.conn._owner.read_limit:
             self.conn._pause(FULL)
-        self._wake()
 
     def end(self, exc: BaseException | None) -> None:
         """No more messages will come, because of `exc` or in good order."""

@@ -113,6 +113,41 @@ def test_forked_child_that_unwinds_ends_with_an_error_and_sends_nothing(backend:
         child.stop()
 
 
+def test_forked_child_of_a_busy_loop_does_not_turn_even_once(backend: str) -> None:
+    script = """if True:
+    import os, sys, pyloop
+
+    loop = pyloop.Loop(sys.argv[1])
+    turns = 0
+
+    def turn():
+        global turns
+        turns += 1
+        loop.call_soon(turn)
+
+    def fork(left):
+        global turns
+        pid = os.fork()
+        if not pid:
+            turns = 0
+        elif os.waitpid(pid, 0)[1]:
+            os._exit(1)
+        elif left:  # again, sooner or later after a look at the fds
+            loop.call_later(left / 10_000, fork, left - 1)
+        else:
+            loop.stop()
+
+    loop.call_soon(turn)
+    loop.call_soon(fork, 30)
+    try:
+        loop.run_forever()
+    except RuntimeError as exc:
+        os._exit("belongs to process" not in str(exc) or turns > 1)
+    """
+    with Child(script, backend) as child:
+        assert child.finish() == 0, child.errors()
+
+
 def test_forked_child_may_close_the_loop(backend: str) -> None:
     with Child(FORK, backend) as child:
         port = child.next()["port"]

@@ -199,6 +199,23 @@ def test_signal_between_two_runs_ends_the_first_wait_of_the_second(backend):
         runner.run(asyncio.wait_for(came.wait(), 10))
 
 
+# ---- in a busy loop ----
+
+
+def test_signal_in_a_busy_loop_is_handled_within_a_few_turns(loop, run):
+    async def main():
+        loop.add_signal_handler(signal.SIGUSR1, came.append, "usr1")
+        for sent in range(1, 20):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            for _ in range(4):
+                await asyncio.sleep(0)
+            assert len(came) == sent
+        assert loop.remove_signal_handler(signal.SIGUSR1)
+
+    came = []
+    run(main())
+
+
 # ---- out of the wait ----
 
 

@@ -6,6 +6,8 @@ import asyncio
 import functools
 import logging
 import math
+import threading
+import time
 
 import pytest
 from peers import answer, exchange, peer_of, until
@@ -58,6 +60,22 @@ def test_hook_is_told_of_each_slow_callback_with_its_handle(loop):
     stop = slow.told.pop(3)
     assert stop[0].endswith(".stop")
     assert slow.told == list(zip(["plain", "plain", "list.append", "plain"], handles, strict=True))
+
+
+def test_hook_that_a_thread_sets_while_the_loop_waits_is_told_of_what_the_wait_brings(loop):
+    def hook_in():
+        while not loop._waiting:
+            time.sleep(0.001)
+        hooks.append(Slow(loop))
+        loop.call_soon_threadsafe(plain)
+        loop.call_soon_threadsafe(loop.stop)
+
+    hooks = []
+    thread = threading.Thread(target=hook_in)
+    thread.start()
+    loop.run_forever()
+    thread.join()
+    assert hooks[0].names[0] == "plain"
 
 
 def test_coroutine_is_named_and_not_the_machinery_of_tasks(loop):

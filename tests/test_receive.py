@@ -68,6 +68,19 @@ def test_message_that_is_there_is_returned_by_the_first_step(inbox):
     assert inbox.size == len(inbox.messages) == 0
 
 
+def test_ctrl_c_while_a_full_inbox_pauses_has_woken_who_waits(inbox):
+    def interrupt(why):
+        raise KeyboardInterrupt
+
+    receiving = inbox.get()
+    future = step(receiving)
+    inbox.conn._pause = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        inbox.push(b"x" * Owner.read_limit)
+    assert future.done()
+    assert step(receiving) == ("returned", b"x" * Owner.read_limit)
+
+
 def test_receive_that_was_never_awaited_takes_nothing(inbox):
     inbox.push(b"one")
     inbox.get().close()

@@ -32,6 +32,21 @@ def test_order_of_writes_small_and_large_is_kept(run):
     run(main())
 
 
+def test_write_takes_its_data_by_name_and_nothing_else(run):
+    async def main():
+        async with attached(Recorder()) as (transport, peer):
+            transport.write(data=b"ok")
+            for args, named in (((), {}), ((), {"date": b"x"}), ((b"x",), {"data": b"x"})):
+                with pytest.raises(TypeError):
+                    transport.write(*args, **named)
+            with pytest.raises(TypeError):
+                transport.write(b"x", b"x")
+            transport.write(bytearray(b"!"))
+            assert await receive(peer, 3) == b"ok!"
+
+    run(main())
+
+
 def test_wrong_type_is_refused_and_writes_nothing(run):
     async def main():
         protocol = Recorder()

@@ -50,11 +50,26 @@ static PyObject *connection_write(PyObject *self, PyObject *data)
     return send_bytes(self, data, false);
 }
 
-static PyObject *transport_write(PyObject *self, PyObject *data)
+/* What write() was given, by place or by asyncio's name for it; borrowed. NULL with TypeError. */
+static PyObject *data_of(PyObject *const *args, Py_ssize_t count, PyObject *names)
+{
+    Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
+    if (count + named == 1 &&
+        (!named || PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "data") == 0))
+        return args[0];
+    PyErr_SetString(PyExc_TypeError, "write: expected one argument, data");
+    return NULL;
+}
+
+static PyObject *transport_write(PyObject *self, PyObject *const *args, Py_ssize_t given,
+                                 PyObject *names)
 {
     const struct endpoint *c = of(self);
+    PyObject *data = data_of(args, given, names);
     Py_buffer span;
     int code;
+    if (!data)
+        return NULL;
     if (PyBytes_CheckExact(data)) {
         const uint8_t *bytes = (const uint8_t *)PyBytes_AS_STRING(data);
         code = c->st->api->conn_write(c->core, c->write_id, bytes,
@@ -266,8 +281,8 @@ PyMethodDef connection_methods[] = {
 };
 
 PyMethodDef transport_methods[] = {
-    {"write", transport_write, METH_O,
-     PyDoc_STR("write($self, data, /)\n--\n\n"
+    {"write", FAST(transport_write), METH_FASTCALL | METH_KEYWORDS,
+     PyDoc_STR("write($self, data)\n--\n\n"
                "Queue bytes as they are now; they leave with the loop's next turn.")},
     {"writelines", transport_writelines, METH_O,
      PyDoc_STR("writelines($self, lines, /)\n--\n\nQueue the bytes of all of them.")},

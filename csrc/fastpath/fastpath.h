@@ -251,6 +251,7 @@ struct turn {
     struct state *st;
     struct pl_loop *core; /* NULL: none, or closed */
     PyObject *ready, *scheduled, *walk, *slow_hook;
+    PyObject *signal_handlers; /* by number, a dict of asyncio's */
     Py_ssize_t cancelled; /* timers in the heap that were */
     uint64_t order;
     unsigned int ran;

@@ -52,12 +52,12 @@ int inbox_push(PyObject *self, PyObject *message)
     if (ready_push(box->messages, message) < 0)
         return -1;
     box->size += cost(message);
-    if (box->size >= box->limit && is_there(box->conn)) {
-        box->full = 1;
-        if (tell_conn(box, box->st->s_pause) < 0)
-            return -1;
-    }
-    return wake(box);
+    if (wake(box) < 0) /* first: Ctrl-C may come in the middle of a pause */
+        return -1;
+    if (box->size < box->limit || !is_there(box->conn))
+        return 0;
+    box->full = 1;
+    return tell_conn(box, box->st->s_pause);
 }
 
 PyObject *inbox_pop(struct inbox *box)

@@ -261,11 +261,19 @@ static int64_t coarse_now(void)
 #endif
 }
 
-/* May the system call be left out? While nothing is watched and callbacks are ready it could only tell of a signal:
- * once in a few milliseconds is enough. Who wakes need not: the queue is looked at. */
+/* Does add_signal_handler wait for signals? The core tells of them. */
+static bool heeds_signals(const struct turn *t)
+{
+    PyObject *handlers = t->signal_handlers;
+    return !handlers || !PyDict_CheckExact(handlers) || PyDict_GET_SIZE(handlers);
+}
+
+/* May the system call be left out? While nothing is watched, callbacks are ready and no signal has a handler it could
+ * tell of nothing: once in a few milliseconds is enough. Who wakes need not: the queue is looked at. */
 static bool may_skip(const struct turn *t, int64_t now)
 {
-    return now && now == t->looked_at && !t->stopping && t->st->api->loop_is_quiet(t->core);
+    return now && now == t->looked_at && !t->stopping && !heeds_signals(t) &&
+           t->st->api->loop_is_quiet(t->core);
 }
 
 static int tick(struct turn *t)
@@ -343,11 +351,25 @@ static int take_due(struct turn *t)
     return 0;
 }
 
+static bool is_watched(const struct turn *t)
+{
+    return t->debug || (t->slow_hook && t->slow_hook != Py_None);
+}
+
+static int turn_by_twin(struct turn *t)
+{
+    PyObject *got = call_twin(t, TWIN_RUN_ONCE, NULL, 0, NULL);
+    Py_XDECREF(got);
+    return got ? 0 : -1;
+}
+
 static int turn_once(struct turn *t)
 {
     struct walk *w = walk_of(t);
     if (!w->unfinished && tick(t) < 0)
         return -1;
+    if (is_watched(t)) /* since the wait: another thread, or a signal handler, has switched it on */
+        return turn_by_twin(t);
     if (w->unfinished) {
         /* Programs for asyncio rely on it: what was scheduled first runs first. */
         if (ready_of(t)->count && run_ready(t) < 0)
@@ -360,20 +382,15 @@ static int turn_once(struct turn *t)
     return run_ready(t);
 }
 
-static bool is_watched(const struct turn *t)
-{
-    return t->debug || (t->slow_hook && t->slow_hook != Py_None);
-}
-
 PyObject *turn_run_once(PyObject *self, PyObject *Py_UNUSED(nothing))
 {
     struct turn *t = (struct turn *)self;
     bool many = t->many;
     t->many = 0; /* a callback that turns the loop itself wants one turn */
     if (is_watched(t) || !t->walk || !t->ready || !t->scheduled) {
-        PyObject *got = call_twin(t, TWIN_RUN_ONCE, NULL, 0, NULL);
+        int rc = turn_by_twin(t);
         t->many = many;
-        return got;
+        return rc < 0 ? NULL : Py_NewRef(Py_None);
     }
     do {
         if (turn_once(t) < 0)

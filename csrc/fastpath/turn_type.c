@@ -127,6 +127,8 @@ static PyMemberDef members[] = {
     {"_ran", T_UINT, offsetof(struct turn, ran), 0, "Callbacks that the core has not counted yet."},
     {"_calls_left", T_PYSSIZET, offsetof(struct turn, left), READONLY,
      "How many callbacks of this run are still to be run."},
+    {"_signal_handlers", T_OBJECT_EX, offsetof(struct turn, signal_handlers), 0,
+     "Those of add_signal_handler, by number; asyncio's."},
     {"_slow_hook", T_OBJECT, offsetof(struct turn, slow_hook), 0, "See slow_callback_hook."},
     {0},
 };
@@ -141,6 +143,7 @@ static int turn_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(t->scheduled);
     Py_VISIT(t->walk);
     Py_VISIT(t->slow_hook);
+    Py_VISIT(t->signal_handlers);
     return 0;
 }
 
@@ -151,6 +154,7 @@ static int turn_clear(PyObject *self)
     Py_CLEAR(t->scheduled);
     Py_CLEAR(t->walk);
     Py_CLEAR(t->slow_hook);
+    Py_CLEAR(t->signal_handlers);
     return 0;
 }
 
