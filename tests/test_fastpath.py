@@ -168,25 +168,23 @@ def test_wrong_arguments_are_refused_as_the_python_twin_does(loop):
 @ORACLE
 @pytest.mark.parametrize("debug", [False, True])
 def test_callback_and_context_are_taken_by_keyword_too(loop, debug):
+    loop.set_debug(debug)
+    var, seen = contextvars.ContextVar("var", default=0), []
+    context = contextvars.copy_context()
+    context.run(var.set, 5)
+    word = "".join(["con", "text"])  # not the interned one
+
+    def see():
+        seen.append(var.get())
+
     for name in SCHEDULE:
-        loop.set_debug(debug)
-        var = contextvars.ContextVar("var", default=0)
-        context, seen = contextvars.copy_context(), []
-        context.run(var.set, 5)
-        word = "".join(["con", "text"])  # not the interned one
-        schedule(loop, name, lambda: seen.append(var.get()), **{word: context})
-        schedule(loop, name, lambda: seen.append(var.get()), context=None)
-        options = {"callback": lambda: seen.append(var.get())}
-        match name:
-            case "call_later":
-                loop.call_later(delay=0, context=context, **options)
-            case "call_at":
-                loop.call_at(when=loop.time(), context=context, **options)
-            case _:
-                getattr(loop, name)(context=context, **options)
+        when = {"call_later": {"delay": 0}, "call_at": {"when": loop.time()}}.get(name, {})
+        schedule(loop, name, see, **{word: context})
+        schedule(loop, name, see, context=None)
+        getattr(loop, name)(callback=see, context=context, **when)
         turn(loop)
         turn(loop)
-        assert seen == [5, 0, 5]
+    assert seen == [5, 0, 5] * len(SCHEDULE)
 
 
 def test_closed_loop_refuses_and_debug_mode_asks_for_the_thread(loop):
