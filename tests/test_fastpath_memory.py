@@ -76,11 +76,10 @@ SCRIPT = """if True:
     def fail():
         raise LookupError
 
-    def failing():
+    def failing():  # no more than that: 3.12 itself crashes without memory in what reports it
         loop.call_soon(fail)
-        loop._run_once()  # not run_forever: asyncio's way out of that needs memory
 
-    def message():
+    def message():  # not run_forever: asyncio's way out of that needs memory
         loop._run_once()
 
     def failures(do, after):
