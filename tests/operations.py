@@ -254,7 +254,7 @@ def written(loop: pyloop.Loop, count: int) -> None:
 def received(loop: pyloop.Loop, count: int) -> None:
     async def main() -> None:
         protocol = Ended()
-        _transport, peer = await _pair(protocol)
+        _, peer = await _pair(protocol)
         for _ in range(count // 20):
             peer.send(b"data")
             await asyncio.sleep(0)

@@ -24,11 +24,11 @@ def test_operations_of_each_kind_leave_no_memory_block(loop, monkeypatch, operat
     for name in ("pyloop", "asyncio"):
         monkeypatch.setattr(logging.getLogger(name), "disabled", True)
     operation(loop, 2000)
-    grown = [growth(loop, operation, COUNT)]
-    while grown[-1] > NOISE and len(grown) < 3:  # a cache was filled; a leak grows again
-        grown.append(growth(loop, operation, COUNT))
-    assert min(grown) <= NOISE, f"blocks left by {COUNT} operations: {grown}"
-    assert traced_growth(loop, operation, 500) < 4096
+    for measure, count, noise in ((growth, COUNT, NOISE), (traced_growth, 500, 4096)):
+        grown = [measure(loop, operation, count)]
+        while grown[-1] > noise and len(grown) < 3:  # a cache was filled; a leak grows again
+            grown.append(measure(loop, operation, count))
+        assert min(grown) <= noise, f"{measure.__name__} of {count} operations: {grown}"
 
 
 class Counted:

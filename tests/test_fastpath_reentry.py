@@ -108,6 +108,7 @@ def test_heap_changed_while_timers_are_compared_is_noticed_and_the_loop_goes_on(
             push(loop, asyncio.TimerHandle(loop.time(), int, (), loop))
         gc.collect(0)
 
+    refused = []
     for _ in range(20):
         for _ in range(5):
             push(loop, Rug(loop, loop.time(), pull))
@@ -115,9 +116,9 @@ def test_heap_changed_while_timers_are_compared_is_noticed_and_the_loop_goes_on(
             try:
                 loop.call_later(0, int)
             except RuntimeError as exc:
-                assert "the loop's timers changed while" in str(exc)
-        for error in turns(loop, 3):
-            assert "the loop's timers changed while" in error
+                refused.append(str(exc))
+        refused += turns(loop, 3)
+    assert [error for error in refused if "the loop's timers changed while" not in error] == []
     for _ in budget:
         pass
     loop._scheduled.clear()

@@ -1,7 +1,7 @@
 """Random programs whose callbacks do anything to the loop that runs them, at every point.
 
-The same program runs on pyloop's loop and on an oracle, and both must have called the same things in
-the same order: asyncio's own loop, and one whose turn is the Python twin's, with finalizers that
+The same program runs on pyloop's loop and on an oracle, and both must have called the same things
+in the same order: asyncio's own loop, and one whose turn is the Python twin's, with finalizers that
 schedule. The program moves the clock, so no loop waits. A failure names its seed; more seeds by
 PYLOOP_STRESS_SEEDS.
 """

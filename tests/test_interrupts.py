@@ -263,7 +263,7 @@ AT_THE_WAIT = """if True:
 
 
 def test_exception_of_a_signal_handler_at_the_end_of_the_wait_loses_no_event(shim, backend):
-    """The signal comes with the events: what the wait returns is told, though its handler raises."""
+    """The signal comes with the events: the wait tells them, whatever its handler raises."""
     with Child(AT_THE_WAIT, backend, shim=shim) as child:
         for _ in range(3):
             told = child.next()
