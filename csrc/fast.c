@@ -9,7 +9,7 @@ const struct pl_api *pl_api(void)
         .size = sizeof api,
         .event = sizeof(struct pl_event),
         .loop_turn = pl_loop_turn,
-        .loop_is_quiet = pl_loop_is_quiet,
+        .loop_skip = pl_loop_skip,
         .loop_wake = pl_loop_wake,
         .loop_events = pl_loop_events,
         .conn_send = pl_conn_send,

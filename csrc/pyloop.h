@@ -132,9 +132,10 @@ int pl_loop_tick(struct pl_loop *loop, int64_t timeout_ns);
 /* The same, and count the callbacks that the caller has run since the last one, unless it fails. */
 int pl_loop_turn(struct pl_loop *loop, int64_t timeout_ns, uint32_t callbacks);
 
-/* Could a turn that does not wait bring nothing, but that somebody has called pl_loop_wake or a signal came? Nothing is
- * watched then, and nothing is due, queued or left to tell. 1 or 0; the caller runs the loop. */
-int pl_loop_is_quiet(const struct pl_loop *loop);
+/* A turn that does not wait and could bring nothing, except that somebody has called pl_loop_wake or a signal came: it
+ * is counted, without a system call. 1; 0: something is watched, due, queued or left to tell, so pl_loop_turn has to
+ * look. The thread that runs the loop calls. */
+int pl_loop_skip(struct pl_loop *loop);
 
 /* The batch's events: one address for the loop's whole life. */
 struct pl_event *pl_loop_events(struct pl_loop *loop);

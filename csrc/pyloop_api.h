@@ -18,7 +18,7 @@ struct pl_api {
     uint32_t size;    /* of this struct */
     uint32_t event;   /* of struct pl_event */
     int (*loop_turn)(struct pl_loop *loop, int64_t timeout_ns, uint32_t callbacks);
-    int (*loop_is_quiet)(const struct pl_loop *loop);
+    int (*loop_skip)(struct pl_loop *loop);
     int (*loop_wake)(struct pl_loop *loop);
     struct pl_event *(*loop_events)(struct pl_loop *loop);
     int (*conn_send)(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len);

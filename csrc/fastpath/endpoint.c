@@ -61,25 +61,21 @@ static PyObject *data_of(PyObject *const *args, Py_ssize_t count, PyObject *name
     return NULL;
 }
 
-static PyObject *transport_write(PyObject *self, PyObject *const *args, Py_ssize_t given,
-                                 PyObject *names)
+static PyObject *write_data(PyObject *self, PyObject *data)
 {
     const struct endpoint *c = of(self);
-    PyObject *data = data_of(args, given, names);
+    const struct pl_api *api = c->st->api;
     Py_buffer span;
     int code;
-    if (!data)
-        return NULL;
     if (PyBytes_CheckExact(data)) {
         const uint8_t *bytes = (const uint8_t *)PyBytes_AS_STRING(data);
-        code = c->st->api->conn_write(c->core, c->write_id, bytes,
-                                      (size_t)PyBytes_GET_SIZE(data));
+        code = api->conn_write(c->core, c->write_id, bytes, (size_t)PyBytes_GET_SIZE(data));
     } else if (PyByteArray_Check(data) || PyMemoryView_Check(data) || PyBytes_Check(data)) {
         if (PyObject_GetBuffer(data, &span, PyBUF_SIMPLE) < 0) {
             PyErr_Clear(); /* not contiguous: copied first */
             return PyObject_CallMethodOneArg(self, c->st->s_write_other, data);
         }
-        code = c->st->api->conn_write(c->core, c->write_id, span.buf, (size_t)span.len);
+        code = api->conn_write(c->core, c->write_id, span.buf, (size_t)span.len);
         PyBuffer_Release(&span);
     } else {
         return PyObject_CallMethodOneArg(self, c->st->s_write_other, data);
@@ -87,21 +83,11 @@ static PyObject *transport_write(PyObject *self, PyObject *const *args, Py_ssize
     return code ? tell(self, c->st->s_written, code, data) : Py_NewRef(Py_None);
 }
 
-/* ---- awaiting ---- */
-
-static PyObject *connection_receive(PyObject *self, PyObject *Py_UNUSED(nothing))
+static PyObject *transport_write(PyObject *self, PyObject *const *args, Py_ssize_t given,
+                                 PyObject *names)
 {
-    return awaiting_new(of(self)->st, self, AWAIT_MESSAGE);
-}
-
-static PyObject *connection_drain(PyObject *self, PyObject *Py_UNUSED(nothing))
-{
-    return awaiting_new(of(self)->st, self, AWAIT_ROOM);
-}
-
-static PyObject *connection_next(PyObject *self)
-{
-    return awaiting_new(of(self)->st, self, AWAIT_NEXT);
+    PyObject *data = data_of(args, given, names);
+    return data ? write_data(self, data) : NULL;
 }
 
 /* Of pieces that are bytes, how many bytes there are; -1: some are something else, and join() says what it takes. */
@@ -122,7 +108,7 @@ static PyObject *write_each(PyObject *self, PyObject *pieces)
     PyObject *got = Py_NewRef(Py_None);
     for (Py_ssize_t i = 0; got && i < PyTuple_GET_SIZE(pieces); i++) {
         Py_DECREF(got);
-        got = transport_write(self, PyTuple_GET_ITEM(pieces, i));
+        got = write_data(self, PyTuple_GET_ITEM(pieces, i));
     }
     return got;
 }
@@ -133,16 +119,34 @@ static PyObject *transport_writelines(PyObject *self, PyObject *lines)
     PyObject *pieces = PySequence_Tuple(lines), *got = NULL; /* a list may change on the way */
     if (!pieces)
         return NULL;
-    if (total_of(pieces) >= LARGE_PIECE_BYTES * PyTuple_GET_SIZE(pieces)) {
+    Py_ssize_t count = PyTuple_GET_SIZE(pieces);
+    if (count && total_of(pieces) >= LARGE_PIECE_BYTES * count) {
         got = write_each(self, pieces);
     } else {
         const struct state *st = of(self)->st;
         PyObject *all = PyObject_CallMethodOneArg(st->empty_bytes, st->s_join, pieces);
-        got = all ? transport_write(self, all) : NULL;
+        got = all ? write_data(self, all) : NULL;
         Py_XDECREF(all);
     }
     Py_DECREF(pieces);
     return got;
+}
+
+/* ---- awaiting ---- */
+
+static PyObject *connection_receive(PyObject *self, PyObject *Py_UNUSED(nothing))
+{
+    return awaiting_new(of(self)->st, self, AWAIT_MESSAGE);
+}
+
+static PyObject *connection_drain(PyObject *self, PyObject *Py_UNUSED(nothing))
+{
+    return awaiting_new(of(self)->st, self, AWAIT_ROOM);
+}
+
+static PyObject *connection_next(PyObject *self)
+{
+    return awaiting_new(of(self)->st, self, AWAIT_NEXT);
 }
 
 /* ---- fields ---- */

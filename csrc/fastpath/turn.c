@@ -273,7 +273,7 @@ static bool heeds_signals(const struct turn *t)
 static bool may_skip(const struct turn *t, int64_t now)
 {
     return now && now == t->looked_at && !t->stopping && !heeds_signals(t) &&
-           t->st->api->loop_is_quiet(t->core);
+           t->st->api->loop_skip(t->core);
 }
 
 static int tick(struct turn *t)

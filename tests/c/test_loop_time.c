@@ -179,6 +179,22 @@ static void test_longest_times_do_not_overflow(void)
     CHECK(tick_until(PL_EV_LOST, id) >= 0);
 }
 
+/* Without a connection there is nothing to look for; with one there may always be. */
+static void test_turn_is_skipped_only_while_nothing_is_watched(void)
+{
+    struct pl_options o = options_of(PL_LINES);
+    int peer;
+    CHECK(loop_open() == 0);
+    uint64_t ticks = pl_loop_counters(loop)->ticks, waits = pl_loop_counters(loop)->waits;
+    CHECK(pl_loop_skip(loop) == 1 && pl_loop_skip(loop) == 1);
+    CHECK(pl_loop_counters(loop)->ticks == ticks + 2 && pl_loop_counters(loop)->waits == waits);
+    uint64_t id = pair_open(pl_group_new(loop, &o, &counters), &peer);
+    CHECK(pl_loop_skip(loop) == 0 && put(peer, "line\n") && tick(LONG_NS) == 1);
+    CHECK(pl_conn_abort(loop, id, 0) == 0 && pl_loop_skip(loop) == 0); /* its loss is left to tell */
+    CHECK(tick_until(PL_EV_LOST, id) >= 0 && tick(0) == 0 && pl_loop_skip(loop) == 1);
+    close(peer);
+}
+
 CHECK_MAIN(RUN_ON_ALL(test_silent_conn_is_idle_once);
            RUN_ON_ALL(test_messages_and_output_put_idleness_off);
            RUN_ON_ALL(test_bytes_of_an_unfinished_message_do_not_count);
@@ -189,4 +205,5 @@ CHECK_MAIN(RUN_ON_ALL(test_silent_conn_is_idle_once);
            RUN_ON_ALL(test_without_linger_close_is_at_once);
            RUN_ON_ALL(test_many_conns_each_meet_their_own_time);
            RUN_ON_ALL(test_no_clock_means_no_end_of_the_wait);
-           RUN_ON_ALL(test_longest_times_do_not_overflow);)
+           RUN_ON_ALL(test_longest_times_do_not_overflow);
+           RUN_ON_ALL(test_turn_is_skipped_only_while_nothing_is_watched);)
