@@ -242,7 +242,7 @@ static PyMethodDef timer_methods[] = {
     {0},
 };
 
-#define OUR_FIELDS                                                                      \
+#define OUR_FIELDS                                                                         \
     {"_cancelled", get_cancelled, put_cancelled, "Was it cancelled?", NULL},               \
         {"_repr", get_none, put_nothing, "None: in debug mode asyncio's are used.", NULL}, \
         {"_source_traceback", get_none, NULL, "None, likewise.", NULL},                    \
