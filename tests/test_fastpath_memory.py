@@ -1,4 +1,4 @@
-"""The C twins' memory: what the collector sees, and objects that are used when they are half there."""
+"""The C twins' memory: what the collector sees, and objects that are used half made."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def test_walk_that_has_no_batch_of_its_own_takes_none(loop):
     class ByHand(fast.fastpath.Turn):
         time = staticmethod(loop.time)
 
-    walk = fast.fastpath.Walk
-    for walk in (walk.__new__(walk), walk(loop._core.ptr, print)):
+    kind = fast.fastpath.Walk
+    for walk in (kind.__new__(kind), kind(loop._core.ptr, print)):
         walk.end()  # of the second one
         turns = ByHand()
         turns._ready, turns._scheduled = [], []
