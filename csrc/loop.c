@@ -121,7 +121,8 @@ int pl_loop_turn(struct pl_loop *loop, int64_t timeout_ns, uint32_t callbacks)
 int pl_loop_skip(struct pl_loop *loop)
 {
     const struct dgrams *dgrams = &loop->dgrams;
-    bool quiet = loop->watched <= OWN_FDS && !loop->flush && !loop->pending.head && !loop->buried &&
+    bool quiet = loop_guard(loop) == 0 && loop->watched <= OWN_FDS && !loop->flush &&
+                 !loop->pending.head && !loop->buried &&
                  !dgrams->flush && !dgrams->tell && !dgrams->buried && !dgrams->rest_at &&
                  !loop->accept_at && !loop->yield_at && loop->ready_at == loop->ready_count &&
                  deadline_first(&loop->deadlines) == INT64_MAX;

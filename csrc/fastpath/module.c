@@ -244,7 +244,7 @@ static void fastpath_free(void *module) { fastpath_clear(module); }
 static PyMethodDef functions[] = {
     {"connect", connect, METH_O, "Take the address of the core's table. Raises ImportError."},
     {"use_core", use_core, METH_VARARGS, "Take ffi.NULL, and what tells the address of a loop."},
-    {"use_calls", use_calls, METH_VARARGS, "Take deliver, call_it and feed_buffered: the walk's own."},
+    {"use_calls", use_calls, METH_VARARGS, "Take the functions that the walk does itself."},
     {"use_inbox", use_inbox, METH_VARARGS, "Take Inbox, and what raises why one has ended."},
     {"own", own, METH_O, "Give a class methods of its own that it inherits, and return it."},
     {"use_running", use_running, METH_VARARGS, "Take the Python twins of a loop's methods."},

@@ -262,9 +262,8 @@ static int64_t coarse_now(void)
 }
 
 /* Does add_signal_handler wait for signals? The core tells of them. */
-static bool heeds_signals(const struct turn *t)
+static bool heeds_signals(PyObject *handlers)
 {
-    PyObject *handlers = t->signal_handlers;
     return !handlers || !PyDict_CheckExact(handlers) || PyDict_GET_SIZE(handlers);
 }
 
@@ -272,7 +271,7 @@ static bool heeds_signals(const struct turn *t)
  * tell of nothing: once in a few milliseconds is enough. Who wakes need not: the queue is looked at. */
 static bool may_skip(const struct turn *t, int64_t now)
 {
-    return now && now == t->looked_at && !t->stopping && !heeds_signals(t) &&
+    return now && now == t->looked_at && !t->stopping && !heeds_signals(t->signal_handlers) &&
            t->st->api->loop_skip(t->core);
 }
 
@@ -289,13 +288,11 @@ static int tick(struct turn *t)
     if (may_skip(t, coarse))
         return PyErr_CheckSignals();
     t->looked_at = coarse;
-    const struct pl_api *api = t->st->api;
-    int count;
     t->waiting = timeout_ns != 0; /* from here on who adds a handle wakes: the GIL is still held */
-    Py_BEGIN_ALLOW_THREADS
-        count = api->loop_turn(t->core, timeout_ns, t->ran);
-    Py_END_ALLOW_THREADS
-        t->waiting = 0;
+    PyThreadState *thread = PyEval_SaveThread();
+    int count = t->st->api->loop_turn(t->core, timeout_ns, t->ran);
+    PyEval_RestoreThread(thread);
+    t->waiting = 0;
     if (count < 0)
         return raise_code(t, count);
     t->ran = 0;
@@ -386,7 +383,8 @@ PyObject *turn_run_once(PyObject *self, PyObject *Py_UNUSED(nothing))
 {
     struct turn *t = (struct turn *)self;
     bool many = t->many;
-    t->many = 0; /* a callback that turns the loop itself wants one turn */
+    t->many = 0;      /* a callback that turns the loop itself wants one turn */
+    t->looked_at = 0; /* which looks at the fds, as the first of each run */
     if (is_watched(t) || !t->walk || !t->ready || !t->scheduled) {
         int rc = turn_by_twin(t);
         t->many = many;
