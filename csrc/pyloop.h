@@ -133,8 +133,8 @@ int pl_loop_tick(struct pl_loop *loop, int64_t timeout_ns);
 int pl_loop_turn(struct pl_loop *loop, int64_t timeout_ns, uint32_t callbacks);
 
 /* A turn that does not wait and could bring nothing, except that somebody has called pl_loop_wake or a signal came: it
- * is counted, without a system call. 1; 0: something is watched, due, queued or left to tell, or the caller may not turn
- * the loop, and pl_loop_turn says so. */
+ * is counted, without a system call. 1; 0: something is watched, due, queued or left to tell, or the caller may not
+ * turn the loop, and pl_loop_turn says so. */
 int pl_loop_skip(struct pl_loop *loop);
 
 /* The batch's events: one address for the loop's whole life. */
