@@ -34,10 +34,10 @@ static PyObject *call_in(PyObject *context, PyObject *callback, PyObject *args)
     Py_INCREF(args);
     PyObject *got = PyObject_Vectorcall(callback, &PyTuple_GET_ITEM(args, 0),
                                         (size_t)PyTuple_GET_SIZE(args), NULL);
-    Py_DECREF(args);
-    Py_DECREF(callback);
     if (PyContext_Exit(context) < 0)
         Py_CLEAR(got);
+    Py_DECREF(args); /* not before: finalizers of theirs have no business in that context */
+    Py_DECREF(callback);
     return got;
 }
 
