@@ -36,7 +36,7 @@ static PyObject *call_in(PyObject *context, PyObject *callback, PyObject *args)
                                         (size_t)PyTuple_GET_SIZE(args), NULL);
     if (PyContext_Exit(context) < 0)
         Py_CLEAR(got);
-    Py_DECREF(args); /* not before: finalizers of theirs have no business in that context */
+    Py_DECREF(args);
     Py_DECREF(callback);
     return got;
 }
