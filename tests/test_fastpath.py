@@ -59,6 +59,23 @@ def test_handle_is_asyncios_and_shows_what_it_holds(loop):
 
 
 @ORACLE
+def test_argument_of_a_handle_that_is_cancelled_as_it_runs_dies_outside_of_its_context(loop):
+    class Dying:
+        def __del__(self):
+            seen.append(var.get())
+
+    def cancel(argument):
+        var.set("inside")
+        handle.cancel()
+
+    var = contextvars.ContextVar("var", default="outside")
+    seen = []
+    handle = loop.call_soon(cancel, Dying())
+    turn(loop)
+    assert seen == ["outside"]
+
+
+@ORACLE
 def test_handle_can_be_run_by_hand_and_referred_to_weakly(loop):
     for name in SCHEDULE:
         ran, died = [], []
