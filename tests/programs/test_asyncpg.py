@@ -135,18 +135,25 @@ def test_failed_transaction_leaves_nothing_behind(connected):
     connected(main)
 
 
+# PostgreSQL forgets a request to cancel what it has not begun: this says when it has.
+SLEEP = "DO $$ BEGIN RAISE NOTICE 'asleep'; PERFORM pg_sleep(600); END $$"
+
+
 @WAYS
 def test_cancelled_query_frees_the_connection(connected, way):
     async def main(conn):
+        asleep = asyncio.Event()
+        conn.add_log_listener(lambda conn, message: asleep.set())
         for _ in range(3):
-            query = asyncio.create_task(conn.execute("SELECT pg_sleep(600)"))
-            await asyncio.sleep(0.01)
+            asleep.clear()
+            query = asyncio.create_task(conn.execute(SLEEP))
+            await asleep.wait()
             query.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await query
             assert await conn.fetchval("SELECT 1") == 1
         with pytest.raises(TimeoutError):
-            await conn.execute("SELECT pg_sleep(600)", timeout=0.01)
+            await conn.execute(SLEEP, timeout=1)
         assert await conn.fetchval("SELECT 2") == 2
 
     connected(main, way)
