@@ -43,7 +43,7 @@ class ConnectionBase:
     _writable: asyncio.Event | None
     state: Any
 
-    def send(self, message: Any) -> None:
+    def send(self, message: Any, /) -> None:
         """Queue one message, framed; it leaves with the loop's next turn.
 
         Args:
@@ -59,7 +59,7 @@ class ConnectionBase:
         if code:
             self._sent(code, len(message))
 
-    def write(self, data: Any) -> None:
+    def write(self, data: Any, /) -> None:
         """Queue bytes as they are, without framing.
 
         Raises:
@@ -104,19 +104,19 @@ class ConnectionBase:
 
     async def _drained(self) -> None:
         """Wait for room to send, or raise that the connection is closed."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: the end, and its reason, are Connection's
 
     def _inbox(self) -> Any:
         """Return the Inbox, or raise why there is none."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: Connection knows where messages go
 
     def _send_other(self, data: Any, framed: bool) -> None:
         """Send what is not simply bytes."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: mapped views are Connection's
 
     def _sent(self, code: int, length: int) -> None:
         """Act on what the core said to a send that was not simply queued."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: limits and refusals are Connection's
 
 
 class TransportBase(FlowControlMixin):
@@ -158,7 +158,7 @@ class TransportBase(FlowControlMixin):
 
     def _written(self, code: int, data: Any) -> None:
         """Act on what the core said to a write that was not simply queued."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: flow control is CoreTransport's
 
 
 if fastpath is not None:

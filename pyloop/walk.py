@@ -81,7 +81,7 @@ class Walk:
 
     def _gated(self, conn: Any) -> bool:
         """Hold or drop the event at hand: true when its connection takes none now."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: Dispatch asks the core
 
     # ---- who is at a slot ----
 

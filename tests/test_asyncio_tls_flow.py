@@ -168,7 +168,7 @@ def test_half_close_is_not_supported(run):
         async with echo_server(server_context()) as (port, _):
             _, writer = await asyncio.open_connection(HOST, port, ssl=client_context())
             assert not writer.can_write_eof()
-            with pytest.raises(NotImplementedError):
+            with pytest.raises(NotImplementedError):  # asyncio's own word: TLS has no half-close
                 writer.write_eof()
             writer.close()
             await writer.wait_closed()

@@ -34,6 +34,12 @@ static int is_before(const struct state *st, PyObject *list, Py_ssize_t count, P
     return before;
 }
 
+static int is_before_at(const struct state *st, PyObject *list, Py_ssize_t count, Py_ssize_t i,
+                        Py_ssize_t k)
+{
+    return is_before(st, list, count, PyList_GET_ITEM(list, i), PyList_GET_ITEM(list, k));
+}
+
 static void swap(PyObject *list, Py_ssize_t i, Py_ssize_t k)
 {
     PyObject *item = PyList_GET_ITEM(list, i);
@@ -46,8 +52,7 @@ static int sift_up(const struct state *st, PyObject *list, Py_ssize_t at)
     Py_ssize_t count = PyList_GET_SIZE(list);
     while (at > 0) {
         Py_ssize_t parent = (at - 1) / 2;
-        int before = is_before(st, list, count, PyList_GET_ITEM(list, at),
-                               PyList_GET_ITEM(list, parent));
+        int before = is_before_at(st, list, count, at, parent);
         if (before <= 0)
             return before;
         swap(list, at, parent);
@@ -64,14 +69,12 @@ static int sift_down(const struct state *st, PyObject *list, Py_ssize_t at)
         if (child >= count)
             return 0;
         if (child + 1 < count) {
-            int before = is_before(st, list, count, PyList_GET_ITEM(list, child + 1),
-                                   PyList_GET_ITEM(list, child));
+            int before = is_before_at(st, list, count, child + 1, child);
             if (before < 0)
                 return -1;
             child += before;
         }
-        int before = is_before(st, list, count, PyList_GET_ITEM(list, child),
-                               PyList_GET_ITEM(list, at));
+        int before = is_before_at(st, list, count, child, at);
         if (before <= 0)
             return before;
         swap(list, at, child);
