@@ -15,8 +15,9 @@ What is only imported stands here by name. What Loop overrides, the stdlib calls
 What it reads and writes of the loop: _ready, _scheduled, _timer_cancelled_count, _stopping,
 _closed, _debug, _current_handle, _thread_id, _signal_handlers, _transports. What it calls there:
 _check_closed, _check_thread, _check_callback, _add_callback, _ensure_resolved, _handle_signal.
-Handles are made by filling in their slots (handles.py), and an SSLProtocol gets another buffer, and
-is told by _wakeup_waiter that there will be no handshake (tls_protocol.py).
+Handles are made by filling in their slots (handles.py). An SSLProtocol gets another buffer and is
+told by _wakeup_waiter that there will be no handshake. What it does for every message is overridden
+(tls_protocol.py): _do_read, _do_read__copied, _write_appdata, _do_write, _process_outgoing.
 
 tests/test_seams.py looks for each on every version of Python that runs it.
 """
@@ -29,6 +30,9 @@ from typing import Any
 
 __all__ = [
     "LOG_THRESHOLD_FOR_CONNLOST_WRITES",
+    "SSL_AGAIN",
+    "SSL_READS",
+    "SSL_WRAPPED",
     "FlowControlMixin",
     "SSLProtocol",
     "SendfileMode",
@@ -42,6 +46,10 @@ FlowControlMixin = transports._FlowControlMixin
 
 SSLProtocol: Any = sslproto.SSLProtocol
 """What it receives into: `max_size`, `_ssl_buffer`, `_ssl_buffer_view`; then buffer_updated()."""
+
+SSL_WRAPPED: Any = sslproto.SSLProtocolState.WRAPPED
+SSL_READS: Any = (SSL_WRAPPED, sslproto.SSLProtocolState.FLUSHING)  # its states in which it reads
+SSL_AGAIN: Any = sslproto.SSLAgainErrors
 
 SendfileMode: Any = constants._SendfileMode
 LOG_THRESHOLD_FOR_CONNLOST_WRITES: int = constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES

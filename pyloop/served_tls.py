@@ -20,11 +20,10 @@ from pyloop.framing import parts
 from pyloop.mapping import MappedView
 from pyloop.outlet import INPUT, ROOM, Wake
 from pyloop.protocol import Owner, log
+from pyloop.records import decrypt
 from pyloop.served import ServedConnection
 
 __all__ = ["ServedTLSConnection"]
-
-_RECORDS_BYTES = 64 * 1024
 
 
 class ServedTLSConnection(ServedConnection):
@@ -122,11 +121,9 @@ class ServedTLSConnection(ServedConnection):
 
     def _decrypt(self) -> None:
         try:
-            while chunk := self._ssl.read(_RECORDS_BYTES):
+            for chunk in decrypt(self._ssl, self._incoming):
                 check(lib.pl_reader_feed(self._reader, chunk, len(chunk)))
-            self._ended = True  # close_notify
-        except ssl.SSLWantReadError:
-            pass
+                self._ended = not chunk  # close_notify
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             self._ended = True  # with or, as many peers do, without close_notify
         except ssl.SSLError as exc:

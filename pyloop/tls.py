@@ -3,7 +3,8 @@
     kernel -> core -> PL_EV_CIPHER -> SSLObject -> pl_conn_feed -> framing in C -> handler
     handler -> framing's head and tail -> SSLObject -> pl_conn_write -> core -> kernel
 
-So framing, limits, events and back-pressure are those of every other connection.
+So framing, limits, events and back-pressure are those of every other connection. What handlers send
+in one turn shares records: it is encrypted at the turn's end, or when there is enough for a record.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from pyloop.framing import as_bytes
 from pyloop.inbox import CLOSED
 from pyloop.mapping import MappedView
 from pyloop.protocol import Owner, log
+from pyloop.records import decrypt
 
 __all__ = ["TLSConnection"]
 
-_RECORDS_BYTES = 64 * 1024
+_ENOUGH_BYTES = 16 * 1024  # of plaintext for a record
 
 
 class TLSConnection(Connection):
@@ -32,6 +34,7 @@ class TLSConnection(Connection):
     __slots__ = (
         "_backlog",
         "_begin",
+        "_due",
         "_incoming",
         "_made",
         "_outgoing",
@@ -44,7 +47,8 @@ class TLSConnection(Connection):
         super().__init__(ptr, ident, owner, peer)
         self._ssl: Any = None
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._backlog = bytearray()  # plaintext sent before the handshake was done
+        self._backlog = bytearray()  # plaintext that was sent
+        self._due = False  # will it be encrypted at the turn's end?
         self._ready = False
         self._begin: Callable[[Connection], Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -93,10 +97,7 @@ class TLSConnection(Connection):
             return
         self._end_handshake()
         self._ready = True
-        if self._backlog:
-            self._encrypt(bytes(self._backlog))
-            self._backlog.clear()
-        self._flush_out()
+        self._encrypt()
         begin, self._begin = self._begin, None
         if self._made is not None and not self._made.done():
             self._made.set_result(None)
@@ -140,18 +141,16 @@ class TLSConnection(Connection):
 
     def _decrypt(self, ended: bool) -> None:
         try:
-            while chunk := self._ssl.read(_RECORDS_BYTES):
+            for chunk in decrypt(self._ssl, self._incoming):
                 self._feed(chunk)
-            ended = True  # close_notify
-        except ssl.SSLWantReadError:
-            pass
+                ended = not chunk or ended  # close_notify
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             ended = True  # with or, as many peers do, without close_notify
         except ssl.SSLError as exc:
             self._flush_out()
             self._tls_failed(exc)
             return
-        self._flush_out()
+        self._encrypt()  # or only what OpenSSL has to say
         if ended:
             self._feed(b"", eof=True)
 
@@ -180,16 +179,36 @@ class TLSConnection(Connection):
         code = lib.pl_conn_admit(self._ptr, self._id, len(self._backlog))
         if code:
             self._sent(code, len(data))
-        elif self._ready:
-            self._encrypt(data)
-            self._flush_out()
-        else:
-            self._backlog += data
+            return
+        self._backlog += data
+        if not self._ready:
+            return
+        if len(self._backlog) >= _ENOUGH_BYTES:
+            self._encrypt()
+        elif not self._due:
+            self._due = True
+            self._owner.loop.call_soon(self._turn_ends)
 
-    def _encrypt(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[self._ssl.write(view) :]
+    def _turn_ends(self) -> None:
+        self._due = False
+        if not self._gate & CLOSED:
+            self._encrypt()
+
+    def _encrypt(self) -> None:
+        """Make records of the plaintext that waits, and queue them."""
+        plain, self._backlog = self._backlog, bytearray()
+        done = 0
+        try:
+            with memoryview(plain) as view:
+                while done < len(plain):
+                    done += self._ssl.write(view[done:])
+        except ssl.SSLWantReadError:  # the peer renegotiates, and its answer goes first
+            self._backlog = plain[done:]
+        except ssl.SSLError as exc:
+            self._flush_out()
+            self._tls_failed(exc)
+            return
+        self._flush_out()
 
     def _flush_out(self) -> None:
         data = self._outgoing.read()
@@ -204,6 +223,7 @@ class TLSConnection(Connection):
         if not self._ready and self._backlog:
             return  # the handshake, or its time-out, goes on to close it
         if self._ready:
+            self._encrypt()
             try:
                 self._ssl.unwrap()  # sends close_notify; the peer's is not waited for
             except (ssl.SSLError, ValueError):

@@ -163,6 +163,68 @@ def test_sendfile_goes_through_tls(run, tmp_path):
 # ---- ends ----
 
 
+class Gathering(Echo):
+    """Keeps each piece that comes, and answers nothing."""
+
+    def data_received(self, data):
+        self.events.append(data)
+
+
+def test_records_of_one_segment_come_in_one_call(run):
+    async def main():
+        async with echo_server(server_context(), Gathering) as (port, made):
+            peer = await in_thread(SlowPeer, port)
+            await until(lambda: made)
+            records = b"".join(peer.seal(b"%d" % i) for i in range(10))
+            peer.sock.sendall(records + peer.seal(b"cut")[:-1])
+            await until(lambda: len(made[0].events) > 1)
+            made[0].transport.abort()
+            assert made[0].events == ["made", b"0123456789"]
+            await in_thread(peer.stay_silent)
+
+    run(main())
+
+
+class WritingLines(Echo):
+    def data_received(self, data):
+        pieces = data[:1], bytearray(data[1:3]), b"", memoryview(data)[3:]
+        self.transport.writelines(iter(pieces))
+        self.transport.writelines([])
+
+
+def test_writelines_makes_one_record(run):
+    async def main():
+        async with echo_server(server_context(), WritingLines) as (port, _):
+            peer = await in_thread(SlowPeer, port)
+            await in_thread(peer.call, peer.tls.write, b"together")
+            assert await in_thread(peer.receive_once) == b"together"
+            await in_thread(peer.finish)
+
+    run(main())
+
+
+class Changing(Echo):
+    """Writes a buffer and uses it again at once."""
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        buffer = bytearray(BIG)
+        transport.write(memoryview(buffer).cast("I"))
+        buffer[:] = bytes(len(buffer))
+        del buffer[:]
+
+
+def test_buffer_is_the_writers_again_once_written(run):
+    async def main():
+        async with echo_server(server_context(), Changing) as (port, made):
+            peer = await in_thread(SlowPeer, port)
+            assert await in_thread(peer.receive, len(BIG)) == BIG
+            made[0].transport.close()
+            assert await in_thread(peer.read_to_end) == b""
+
+    run(main())
+
+
 def test_half_close_is_not_supported(run):
     async def main():
         async with echo_server(server_context()) as (port, _):

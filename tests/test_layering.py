@@ -60,7 +60,7 @@ PYTHON_LEVELS = """
     waiting page mapping
     fast
     core
-    _core _fastpath errors sockaddr address seams
+    _core _fastpath errors records sockaddr address seams
 """
 PYTHON_ORDER = {name: place for place, name in enumerate(PYTHON_LEVELS.split())}
 

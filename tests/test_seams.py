@@ -16,6 +16,7 @@ from pyloop.pipes import Pipes
 from pyloop.running import Running
 from pyloop.sock_calls import SocketCalls
 from pyloop.streams import Streams
+from pyloop.tls_protocol import TLSProtocol
 
 OVERRIDDEN = [
     "_make_socket_transport",
@@ -90,6 +91,10 @@ def test_tls_protocol_has_what_ours_builds_on():
     source = inspect.getsource(sslproto.SSLProtocol)
     assert callable(sslproto.SSLProtocol._wakeup_waiter)
     assert "bytearray(self.max_size)" in source and "self._incoming.write(" in source
+    for name in ("_do_read", "_do_read__copied", "_do_write", "_process_outgoing"):
+        assert f"self.{name}()" in source and name in vars(TLSProtocol)
+    assert "_ssl_protocol._write_appdata(" in inspect.getsource(sslproto._SSLProtocolTransport)
+    assert "_write_appdata" in vars(TLSProtocol)
     assert issubclass(seams.SSLProtocol, asyncio.BufferedProtocol)
     assert selector_events.sslproto.SSLProtocol is seams.SSLProtocol
     assert base_events.Server._attach is not None

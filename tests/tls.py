@@ -132,6 +132,10 @@ class TLSPeer:
             data += self.call(self.tls.read, count - len(data))
         return data
 
+    def receive_once(self):
+        """Return what one record holds."""
+        return self.call(self.tls.read, 1 << 16)
+
     def finish(self, how="close"):
         """End what was sent, close or reset; return once the other end has ended too."""
         if how == "reset":
