@@ -7,16 +7,21 @@
 #include "loop.h"
 #include "sock.h"
 
+static void tell_refused(struct pl_loop *loop, struct group *g, int rc, bool waits)
+{
+    if (g->refused_tick == loop->tick)
+        return; /* one event a tick tells enough */
+    g->refused_tick = loop->tick;
+    struct pl_event *e = batch_push(&loop->batch, PL_EV_REFUSED, waits);
+    e->slot = g->number;
+    e->value = rc;
+}
+
 static void refuse(struct pl_loop *loop, struct group *g, int fd, int rc)
 {
     sock_close(fd);
     g->counters->refused++;
-    if (g->refused_tick == loop->tick)
-        return; /* one event a tick tells enough */
-    g->refused_tick = loop->tick;
-    struct pl_event *e = batch_push(&loop->batch, PL_EV_REFUSED, 0);
-    e->slot = g->number;
-    e->value = rc;
+    tell_refused(loop, g, rc, false);
 }
 
 void lose_fd(struct pl_loop *loop, int fd)
@@ -91,6 +96,7 @@ void accept_some(struct pl_loop *loop, uint32_t number)
         case ACCEPT_AGAIN: break;
         case ACCEPT_SHORT:
             g->counters->accept_pauses++;
+            tell_refused(loop, g, peer.fd, true);
             accepting_pause(loop);
             return;
         case ACCEPT_BROKEN:

@@ -85,7 +85,8 @@ enum pl_event_kind {
     PL_EV_LOST = 10,    /* the last event of this id; value is 0, -errno or PL_E_*.
                            The id stays valid until the next tick */
     PL_EV_REFUSED = 11, /* an accepted fd of group `slot` was closed at once; value is -errno
-                           (-ERANGE: at or above FD_SETSIZE on select) */
+                           (-ERANGE: at or above FD_SETSIZE on select). id 1: it was not accepted, and
+                           waits while accepting rests for want of fds or memory */
     PL_EV_BADFD = 12,   /* watcher (value 1) or listener of fd `slot` dropped: closed behind the loop's back */
     PL_EV_SIGNAL = 13,  /* value is a signal number, from the wakeup fd */
     PL_EV_ACCEPTED = 14,/* id is a connected, non-blocking fd, the caller's from now on, accepted for the

@@ -112,9 +112,11 @@ class Acceptor(Owner):
 
     # ---- refusing ----
 
-    def refused(self, code: int) -> None:
-        """Log, at most once a second, that a connection was closed at once, and why."""
-        if code == -errno.ERANGE:
+    def refused(self, code: int, waits: bool) -> None:
+        """Log, at most once a second, that a connection was closed at once or waits, and why."""
+        if waits:
+            self._log_refused(os.strerror(-code), "accepting rests")
+        elif code == -errno.ERANGE:
             self._log_refused(
                 f"its fd is not below FD_SETSIZE ({lib.pl_fdset_size()}), the limit of "
                 'backend="select"; use backend="auto"'
@@ -122,11 +124,11 @@ class Acceptor(Owner):
         else:
             self._log_refused(os.strerror(-code))
 
-    def _log_refused(self, why: str) -> None:
+    def _log_refused(self, why: str, what: str = "connection refused") -> None:
         now = time.monotonic()
         if now - self._refused_at >= _LOG_SECONDS:
             self._refused_at = now
-            log.error("connection refused: %s", why)
+            log.error("%s: %s", what, why)
 
     def _refuse_fd(self, fd: int, why: str) -> None:
         """Close a socket that was handed over, as if it had not been accepted."""

@@ -229,7 +229,8 @@ class Dispatch(Walk):
     def _refused(self, group: int, start: int, end: int) -> None:
         owner: Any = self.owners.get(group)
         if owner is not None:
-            owner.refused(self._raw[self._index()].value)
+            event = self._raw[self._index()]
+            owner.refused(event.value, event.id == 1)
 
     def _bad_fd(self, fd: int, start: int, end: int) -> None:
         is_watcher = self._raw[self._index()].value

@@ -74,8 +74,8 @@ class Owner:
         """
         raise RuntimeError("this owner does not listen")
 
-    def refused(self, code: int) -> None:
-        """Hear that the core closed a conn at once, because of `code`."""
+    def refused(self, code: int, waits: bool) -> None:
+        """Hear that the core closed a conn at once, because of `code`, or lets it wait."""
 
     def forget(self, conn: Any) -> None:
         """Drop `conn`, whose connection_lost has been called."""

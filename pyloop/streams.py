@@ -164,6 +164,7 @@ class StreamTransport(CoreTransport):
 _DECODED = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
 
 
+_SHORTAGE_SECONDS = 1.0
 _NOT_MADE = "Error on transport creation for incoming connection"
 
 
@@ -175,6 +176,7 @@ class Acceptor:
         self.tls = tls  # the arguments of _make_tls_protocol, or None
         self.family, self.proto = sock.family, sock.proto
         self.context = contextvars.copy_context()
+        self._tell_again = 0.0
         self._core = loop._core
         self._fd = sock.fileno()
         self._core.watches.vacate(self._fd)
@@ -240,8 +242,16 @@ class Acceptor:
             context["protocol"] = protocol
         self.loop.call_exception_handler(context)
 
-    def refused(self, code: int) -> None:
-        """Called by dispatch: the core could not watch a conn and has closed it."""
+    def refused(self, code: int, waits: bool) -> None:
+        """Called by dispatch: the core closed a conn that it cannot watch, or lets it wait.
+
+        That it waits is told once a second, which is how long asyncio's server lets it wait.
+        """
+        if waits:
+            now = self.loop.time()
+            if now < self._tell_again:
+                return
+            self._tell_again = now + _SHORTAGE_SECONDS
         why = beyond_select("its fd") if code == -errno.ERANGE else os.strerror(-code)
         exc = OSError(-code, why)
         self._report("socket.accept() out of system resource", exc, None)

@@ -45,6 +45,8 @@ def test_accept_failing_every_third_time_serves_all(shim: Path, backend: str) ->
         assert count["calls"] <= 3 * len(peers)
         assert stats["ticks"] <= 10 * len(peers)
         assert (stats["accepted"], stats["refused"], stats["aborts"]) == (12, 0, 0)
+        why = "Too many open files in system" if error == "ENFILE" else "Too many open files"
+        assert {line for _, line in stats["log"]} == {f"accepting rests: {why}"}
         child.stop()
 
 

@@ -160,6 +160,8 @@ def test_accept_failing_every_third_time_serves_all(shim, backend):
         count, told = child.ask("count accept4"), child.ask("stats")
         assert count["failed"] >= 4 and count["calls"] <= 3 * len(peers)
         assert told["open"] == 12 and told["ticks"] <= 10 * len(peers)
+        short = "socket.accept() out of system resource: [Errno 24] Too many open files"
+        assert set(told["reports"]) == {short}
         assert child.finish() == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import errno
 import gc
 import os
 import socket
@@ -298,5 +299,23 @@ def test_write_in_resume_writing_of_a_closing_transport_leaves_too(run):
             transport.close()
             assert len(await receive(peer, 7 * (2 << 20))) == 6 * (2 << 20)
             assert await protocol.lost is None
+
+    run(main())
+
+
+def test_want_of_fds_is_told_once_a_second(loop, run, monkeypatch):
+    told, now = [], [100.0]
+    loop.set_exception_handler(lambda loop, context: told.append(context["exception"]))
+
+    async def main():
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        async with server:
+            (acceptor,) = loop._core.dispatch.owners.values()
+            with monkeypatch.context() as patch:
+                patch.setattr(loop, "time", lambda: now[0])
+                for now[0] in (100.0, 100.5, 100.9, 101.0, 101.5):
+                    acceptor.refused(-errno.EMFILE, True)
+                acceptor.refused(-errno.ENOMEM, False)  # that one is closed, so it is told at once
+        assert [exc.errno for exc in told] == [errno.EMFILE, errno.EMFILE, errno.ENOMEM]
 
     run(main())
