@@ -251,5 +251,6 @@ if fastpath is not None:
         Running.call_later,
         Running.call_at,
         Running._run_once,
+        asyncio.SelectorEventLoop.create_task,
         report_failed,
     )

@@ -13,8 +13,9 @@ What is only imported stands here by name. What Loop overrides, the stdlib calls
     _make_self_pipe, _close_self_pipe, _write_to_self, _process_events
 
 What it reads and writes of the loop: _ready, _scheduled, _timer_cancelled_count, _stopping,
-_closed, _debug, _current_handle, _thread_id, _signal_handlers, _transports. What it calls there:
-_check_closed, _check_thread, _check_callback, _add_callback, _ensure_resolved, _handle_signal.
+_closed, _debug, _task_factory, _current_handle, _thread_id, _signal_handlers, _transports. What it
+calls there: _check_closed, _check_thread, _check_callback, _add_callback, _ensure_resolved,
+_handle_signal.
 Handles are made by filling in their slots (handles.py). An SSLProtocol gets another buffer and is
 told by _wakeup_waiter that there will be no handshake. What it does for every message is overridden
 (tls_protocol.py): _do_read, _do_read__copied, _write_appdata, _do_write, _process_outgoing.

@@ -239,6 +239,76 @@ def test_times_that_are_no_numbers_are_refused(loop):
 # ---- the loop's own attributes ----
 
 
+# ---- tasks ----
+
+
+async def nothing():
+    return asyncio.current_task()
+
+
+class OwnTask(asyncio.Task):
+    pass
+
+
+@ORACLE
+@pytest.mark.parametrize("debug", [False, True])
+def test_task_has_the_name_and_context_that_were_given(loop, debug):
+    loop.set_debug(debug)
+    context = contextvars.copy_context()
+    var = contextvars.ContextVar("var", default=0)
+    context.run(var.set, 1)
+
+    async def look():
+        return var.get()
+
+    task = loop.create_task(look(), name="named", context=context)
+    other = loop.create_task(coro=look())
+    assert (task.get_name(), task.get_loop()) == ("named", loop) and type(task) is asyncio.Task
+    assert loop.run_until_complete(task) == 1
+    assert loop.run_until_complete(other) == 0
+
+
+@ORACLE
+def test_task_factory_makes_the_tasks_until_it_is_taken_away(loop):
+    asked = []
+
+    def factory(loop, coro, **options):
+        asked.append(options)
+        return OwnTask(coro, loop=loop, **options)
+
+    context = contextvars.copy_context()
+    loop.set_task_factory(factory)
+    assert loop.get_task_factory() is factory
+    tasks = [loop.create_task(nothing()), loop.create_task(nothing(), context=context)]
+    loop.set_task_factory(None)
+    assert loop.get_task_factory() is None
+    tasks.append(loop.create_task(nothing()))
+    assert [type(task) for task in tasks] == [OwnTask, OwnTask, asyncio.Task]
+    assert [options.get("context") for options in asked] == [None, context]
+    assert [loop.run_until_complete(task) for task in tasks] == tasks
+
+
+@ORACLE
+def test_class_of_tasks_may_be_replaced(loop, monkeypatch):
+    monkeypatch.setattr(asyncio.tasks, "Task", OwnTask)
+    task = loop.create_task(nothing())
+    assert type(task) is OwnTask and loop.run_until_complete(task) is task
+
+
+@ORACLE
+def test_task_that_cannot_be_made_is_refused(loop):
+    with pytest.raises(TypeError, match="a coroutine was expected, got 1"):
+        loop.create_task(1)
+    coro = nothing()
+    for arguments, options in (((), {}), ((coro, "name"), {}), ((coro,), {"no": 1})):
+        with pytest.raises(TypeError):
+            loop.create_task(*arguments, **options)
+    loop.close()
+    with pytest.raises(RuntimeError, match="Event loop is closed"):
+        loop.create_task(coro)
+    coro.close()
+
+
 @ORACLE
 def test_queues_are_read_and_filled_as_a_deque_and_a_heap(loop):
     ran = []

@@ -73,6 +73,17 @@ SCRIPT = """if True:
             loop.call_later(3600, int).cancel()
         loop.call_later(0, int)
 
+    async def nothing():
+        pass
+
+    def tasks():
+        coro = nothing()
+        try:
+            loop.create_task(coro, name="named", context=context)
+        except MemoryError:
+            coro.close()
+            raise
+
     def fail():
         raise LookupError
 
@@ -104,7 +115,7 @@ SCRIPT = """if True:
     gc.disable()
     peer = connect()
     told = {}
-    for do in (soon, later, many, cancelled, failing):
+    for do in (soon, later, many, cancelled, tasks, failing):
         told[do.__name__] = failures(do, turn)
         ran.clear()
         soon()
@@ -148,4 +159,4 @@ def test_every_allocation_that_fails_is_a_memory_error_and_the_loop_goes_on(back
     with Child(SCRIPT, backend) as child:
         told = child.next()
         assert child.finish() == 0, child.errors()
-    assert all(told[name] > 0 for name in ("soon", "later", "many", "cancelled")), told
+    assert all(told[name] > 0 for name in ("soon", "later", "many", "cancelled", "tasks")), told

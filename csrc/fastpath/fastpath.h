@@ -20,6 +20,7 @@ enum twin {
     TWIN_CALL_LATER,
     TWIN_CALL_AT,
     TWIN_RUN_ONCE,
+    TWIN_CREATE_TASK,   /* asyncio's */
     TWIN_REPORT_FAILED, /* (handle, exc) */
     TWIN_COUNT
 };
@@ -55,9 +56,9 @@ struct state {
     struct pl_loop *core_seen;
     PyObject *empty_tuple, *empty_bytes, *any_size; /* the last is -1 */
     PyObject *context_seen; /* another string that says "context", of asyncio's C code */
-    PyObject *Future, *loop_names; /* asyncio's, and the keyword that it wants */
-    PyObject *s_context, *s_run, *s_time, *s_core, *s_fail, *s_gated, *s_message_received, *s_sent,
-        *s_fatal_error, *s_join, *s_get_buffer, *s_buffer_updated, *s_received_eof,
+    PyObject *Future, *tasks, *loop_names; /* asyncio's class and module, and the keyword that they want */
+    PyObject *s_context, *s_task, *s_run, *s_time, *s_core, *s_fail, *s_gated, *s_message_received,
+        *s_sent, *s_fatal_error, *s_join, *s_get_buffer, *s_buffer_updated, *s_received_eof,
         *s_send_other, *s_written, *s_write_other, *s_owner, *s_loop, *s_create_future, *s_done,
         *s_set_result, *s_pause, *s_resume, *s_inbox, *s_drained;
     struct free_list handles, timers, awaitings;
@@ -250,7 +251,7 @@ struct turn {
     PyObject head;
     struct state *st;
     struct pl_loop *core; /* NULL: none, or closed */
-    PyObject *ready, *scheduled, *walk, *slow_hook;
+    PyObject *ready, *scheduled, *walk, *slow_hook, *task_factory;
     PyObject *signal_handlers; /* by number, a dict of asyncio's */
     Py_ssize_t cancelled; /* timers in the heap that were */
     uint64_t order;
@@ -261,6 +262,10 @@ struct turn {
     char many;         /* the next _run_once is run_forever's: turn until stopping */
     int64_t looked_at; /* by coarse_now, when the core was called last */
 };
+
+/* What Running, or asyncio, does with the same arguments. */
+PyObject *turn_call_twin(struct turn *t, enum twin twin, PyObject *const *args, Py_ssize_t count,
+                         PyObject *names);
 
 PyObject *turn_call_soon(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names);
 PyObject *turn_call_soon_threadsafe(PyObject *self, PyObject *const *args, Py_ssize_t count,

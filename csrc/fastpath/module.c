@@ -15,6 +15,7 @@ static const struct {
     size_t place;
 } names[] = {
     {"context", offsetof(struct state, s_context)},
+    {"Task", offsetof(struct state, s_task)},
     {"_run", offsetof(struct state, s_run)},
     {"time", offsetof(struct state, s_time)},
     {"_core", offsetof(struct state, s_core)},
@@ -65,9 +66,10 @@ static PyObject *use_running(PyObject *module, PyObject *args)
 {
     struct state *st = module_state(module);
     PyObject *given[TWIN_COUNT];
-    if (!PyArg_ParseTuple(args, "OOOOOO:use_running", &given[TWIN_CALL_SOON],
+    if (!PyArg_ParseTuple(args, "OOOOOOO:use_running", &given[TWIN_CALL_SOON],
                           &given[TWIN_CALL_SOON_THREADSAFE], &given[TWIN_CALL_LATER],
-                          &given[TWIN_CALL_AT], &given[TWIN_RUN_ONCE], &given[TWIN_REPORT_FAILED]))
+                          &given[TWIN_CALL_AT], &given[TWIN_RUN_ONCE], &given[TWIN_CREATE_TASK],
+                          &given[TWIN_REPORT_FAILED]))
         return NULL;
     for (int i = 0; i < TWIN_COUNT; i++)
         Py_XSETREF(st->twins[i], Py_NewRef(given[i]));
@@ -190,6 +192,7 @@ static int fastpath_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(st->inbox_end);
     Py_VISIT(st->loop_seen);
     Py_VISIT(st->Future);
+    Py_VISIT(st->tasks);
     Py_VISIT(st->loop_names);
     for (int i = 0; i < TWIN_COUNT; i++)
         Py_VISIT(st->twins[i]);
@@ -227,6 +230,7 @@ static int fastpath_clear(PyObject *module)
     Py_CLEAR(st->inbox_end);
     Py_CLEAR(st->loop_seen);
     Py_CLEAR(st->Future);
+    Py_CLEAR(st->tasks);
     Py_CLEAR(st->loop_names);
     for (int i = 0; i < TWIN_COUNT; i++)
         Py_CLEAR(st->twins[i]);

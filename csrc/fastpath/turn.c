@@ -19,9 +19,8 @@ static inline struct walk *walk_of(const struct turn *t) { return (struct walk *
 
 /* ---- scheduling ---- */
 
-/* What Running does with the same arguments. */
-static PyObject *call_twin(struct turn *t, enum twin twin, PyObject *const *args, Py_ssize_t count,
-                           PyObject *names)
+PyObject *turn_call_twin(struct turn *t, enum twin twin, PyObject *const *args, Py_ssize_t count,
+                         PyObject *names)
 {
     if (!t->st->twins[twin])
         return PyErr_Format(PyExc_RuntimeError, "pyloop._fastpath without pyloop.running");
@@ -68,7 +67,7 @@ PyObject *turn_call_soon(PyObject *self, PyObject *const *args, Py_ssize_t count
 {
     struct turn *t = (struct turn *)self;
     if (is_rare(t, count, 1, names))
-        return call_twin(t, TWIN_CALL_SOON, args, count, names);
+        return turn_call_twin(t, TWIN_CALL_SOON, args, count, names);
     return schedule_soon(t, args, count, names);
 }
 
@@ -77,7 +76,7 @@ PyObject *turn_call_soon_threadsafe(PyObject *self, PyObject *const *args, Py_ss
 {
     struct turn *t = (struct turn *)self;
     if (is_rare(t, count, 1, names))
-        return call_twin(t, TWIN_CALL_SOON_THREADSAFE, args, count, names);
+        return turn_call_twin(t, TWIN_CALL_SOON_THREADSAFE, args, count, names);
     PyObject *handle = schedule_soon(t, args, count, names);
     if (handle && t->waiting && t->core)
         t->st->api->loop_wake(t->core);
@@ -171,7 +170,7 @@ PyObject *turn_call_later(PyObject *self, PyObject *const *args, Py_ssize_t coun
     struct turn *t = (struct turn *)self;
     double delay, now;
     if (is_rare(t, count, 2, names) || !read_seconds(args[0], &delay))
-        return call_twin(t, TWIN_CALL_LATER, args, count, names);
+        return turn_call_twin(t, TWIN_CALL_LATER, args, count, names);
     if (time_now(t, &now) < 0)
         return NULL;
     return schedule_at(t, now + delay, args, count, names);
@@ -183,7 +182,7 @@ PyObject *turn_call_at(PyObject *self, PyObject *const *args, Py_ssize_t count,
     struct turn *t = (struct turn *)self;
     double when;
     if (is_rare(t, count, 2, names) || !read_seconds(args[0], &when))
-        return call_twin(t, TWIN_CALL_AT, args, count, names);
+        return turn_call_twin(t, TWIN_CALL_AT, args, count, names);
     return schedule_at(t, when, args, count, names);
 }
 
@@ -355,7 +354,7 @@ static bool is_watched(const struct turn *t)
 
 static int turn_by_twin(struct turn *t)
 {
-    PyObject *got = call_twin(t, TWIN_RUN_ONCE, NULL, 0, NULL);
+    PyObject *got = turn_call_twin(t, TWIN_RUN_ONCE, NULL, 0, NULL);
     Py_XDECREF(got);
     return got ? 0 : -1;
 }

@@ -40,6 +40,34 @@ static PyObject *turn_create_future(PyObject *self, PyObject *Py_UNUSED(nothing)
     return PyObject_Vectorcall(st->Future, &self, 0, st->loop_names);
 }
 
+/* Task(coro, loop=self, **named): at most `name` and `context`, which is not looked at here. */
+static PyObject *new_task(const struct state *st, PyObject *self, PyObject *const *args,
+                          PyObject *named)
+{
+    Py_ssize_t count = named ? PyTuple_GET_SIZE(named) : 0;
+    PyObject *given[4] = {args[0], self};
+    for (Py_ssize_t i = 0; i < count; i++)
+        given[i + 2] = args[i + 1];
+    PyObject *names = count ? PySequence_Concat(st->loop_names, named) : Py_NewRef(st->loop_names);
+    PyObject *type = names ? PyObject_GetAttr(st->tasks, st->s_task) : NULL;
+    PyObject *task = type ? PyObject_Vectorcall(type, given, 1, names) : NULL;
+    Py_XDECREF(type);
+    Py_XDECREF(names);
+    return task;
+}
+
+/* BaseEventLoop's likewise; its own with a task factory, in debug mode, and when it has something to complain of. */
+static PyObject *turn_create_task(PyObject *self, PyObject *const *args, Py_ssize_t count,
+                                  PyObject *names)
+{
+    struct turn *t = (struct turn *)self;
+    bool has_factory = t->task_factory && t->task_factory != Py_None;
+    Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
+    if (has_factory || t->debug || t->closed || count != 1 || named > 2)
+        return turn_call_twin(t, TWIN_CREATE_TASK, args, count, names);
+    return new_task(t->st, self, args, names);
+}
+
 static PyObject *turn_get_debug(PyObject *self, PyObject *Py_UNUSED(nothing))
 {
     return PyBool_FromLong(((struct turn *)self)->debug);
@@ -129,6 +157,7 @@ static PyMemberDef members[] = {
      "How many callbacks of this run are still to be run."},
     {"_signal_handlers", T_OBJECT_EX, offsetof(struct turn, signal_handlers), 0,
      "Those of add_signal_handler, by number; asyncio's."},
+    {"_task_factory", T_OBJECT, offsetof(struct turn, task_factory), 0, "See set_task_factory."},
     {"_slow_hook", T_OBJECT, offsetof(struct turn, slow_hook), 0, "See slow_callback_hook."},
     {0},
 };
@@ -143,6 +172,7 @@ static int turn_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(t->scheduled);
     Py_VISIT(t->walk);
     Py_VISIT(t->slow_hook);
+    Py_VISIT(t->task_factory);
     Py_VISIT(t->signal_handlers);
     return 0;
 }
@@ -154,6 +184,7 @@ static int turn_clear(PyObject *self)
     Py_CLEAR(t->scheduled);
     Py_CLEAR(t->walk);
     Py_CLEAR(t->slow_hook);
+    Py_CLEAR(t->task_factory);
     Py_CLEAR(t->signal_handlers);
     return 0;
 }
@@ -180,6 +211,8 @@ PyMethodDef turn_methods[] = {
      SIGNED("call_at($self, when, callback, *args, context=None)")},
     {"_run_once", turn_run_once, METH_NOARGS, SIGNED("_run_once($self)")},
     {"create_future", turn_create_future, METH_NOARGS, "Create a Future of this loop."},
+    {"create_task", FAST(turn_create_task), METH_FASTCALL | METH_KEYWORDS,
+     SIGNED("create_task($self, coro, *, name=None, context=None)")},
     {"get_debug", turn_get_debug, METH_NOARGS, "Is it in debug mode?"},
     {"_use_core", turn_use_core, METH_VARARGS, NULL},
     {0},
@@ -209,7 +242,8 @@ int turn_setup(PyObject *module, struct state *st)
     PyObject *asyncio = PyImport_ImportModule("asyncio.futures");
     st->Future = asyncio ? PyObject_GetAttrString(asyncio, "Future") : NULL;
     Py_XDECREF(asyncio);
-    if (!st->Future || !(st->loop_names = PyTuple_Pack(1, st->s_loop)))
+    st->tasks = PyImport_ImportModule("asyncio.tasks");
+    if (!st->Future || !st->tasks || !(st->loop_names = PyTuple_Pack(1, st->s_loop)))
         return -1;
     st->Turn = (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, NULL);
     return st->Turn ? PyModule_AddType(module, st->Turn) : -1;
