@@ -191,7 +191,7 @@ $(COPY)/.built: $(VENV)/.venv setup.py build_ffi.py $(CORE)
 	@touch $@
 
 # LeakSanitizer is off, since an interpreter never gives back all it has.
-ASAN_TESTS ?= $(patsubst %,tests/test_%.py,connection handler_faults reading references send_views stop timers turn \
+ASAN_TESTS ?= $(patsubst %,tests/test_%.py,connection fastpath_tls handler_faults reading references send_views stop timers turn \
 	transports transports_faults transports_own transports_read transports_write)
 asan-fastpath: $(VENV)/.test $(COPY)/.built ## tests in Python of the core and the fast path under ASan and UBSan: ASAN_TESTS=FILES
 	@[ -e "$(LIBASAN)" ] || { echo "there is no shared libasan of $(CC)" >&2; exit 1; }

@@ -78,6 +78,14 @@ int pl_conn_admit(struct pl_loop *loop, uint64_t id, size_t waiting)
     return rc;
 }
 
+int pl_conn_wrap(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len,
+                 struct pl_wrap *wrap)
+{
+    int rc;
+    const struct conn *c = conn_find(loop, id, &rc);
+    return c ? pl_framing_wrap(&c->group->options.framing, data, len, wrap) : rc;
+}
+
 /* The conn that may queue another message, or NULL and the reason in *rc. Whether that counts as one is said. */
 static inline struct conn *find_writable(struct pl_loop *loop, uint64_t id, bool *counts, int *rc)
 {

@@ -241,6 +241,10 @@ int pl_conn_send_mapped(struct pl_loop *loop, uint64_t id, struct pl_mapping *m,
  * handshake. Counts it, or refuses as pl_conn_send: -ESTALE, -EPIPE, PL_E_WRITE_LIMIT. */
 int pl_conn_admit(struct pl_loop *loop, uint64_t id, size_t waiting);
 
+/* What stands before and after a message of the conn, as pl_framing_wrap says it; -ESTALE. */
+int pl_conn_wrap(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len,
+                 struct pl_wrap *wrap);
+
 /* Close after flushing: shutdown(SHUT_WR), discard input until the peer's end of stream or
  * linger, close, PL_EV_LOST. Input not yet delivered is dropped. 0; -ESTALE; 1: let go in a forked child, and no event
  * follows; 2: closed, and PL_EV_LOST will only say so (PL_BORROWED with nothing queued, or no memory). */

@@ -8,10 +8,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define PL_API_VERSION 1
+#define PL_API_VERSION 2
 
 struct pl_loop;
 struct pl_event;
+struct pl_wrap;
 
 struct pl_api {
     uint32_t version; /* PL_API_VERSION */
@@ -23,6 +24,10 @@ struct pl_api {
     struct pl_event *(*loop_events)(struct pl_loop *loop);
     int (*conn_send)(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len);
     int (*conn_write)(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len);
+    int (*conn_admit)(struct pl_loop *loop, uint64_t id, size_t waiting);
+    int (*conn_wrap)(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len,
+                     struct pl_wrap *wrap);
+    int (*conn_feed)(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len, int eof);
     int64_t (*conn_receive)(struct pl_loop *loop, uint64_t id, uint8_t *data, size_t len);
     int (*conn_pause)(struct pl_loop *loop, uint64_t id);
     int (*conn_resume)(struct pl_loop *loop, uint64_t id);

@@ -18,7 +18,9 @@ calls there: _check_closed, _check_thread, _check_callback, _add_callback, _ensu
 _handle_signal.
 Handles are made by filling in their slots (handles.py). An SSLProtocol gets another buffer and is
 told by _wakeup_waiter that there will be no handshake. What it does for every message is overridden
-(tls_protocol.py): _do_read, _do_read__copied, _write_appdata, _do_write, _process_outgoing.
+(tls_protocol.py, csrc/fastpath/tls.c): _do_read, _do_read__copied, _write_appdata, _do_write,
+_process_outgoing; and the write of its transport, which _get_app_transport makes one of ours. Both
+change their class for that, once made, by start_tls() too: so ours add no fields.
 
 tests/test_seams.py looks for each on every version of Python that runs it.
 """
@@ -36,6 +38,7 @@ __all__ = [
     "SSL_WRAPPED",
     "FlowControlMixin",
     "SSLProtocol",
+    "SSLTransport",
     "SendfileMode",
     "attach",
     "detach",
@@ -47,6 +50,9 @@ FlowControlMixin = transports._FlowControlMixin
 
 SSLProtocol: Any = sslproto.SSLProtocol
 """What it receives into: `max_size`, `_ssl_buffer`, `_ssl_buffer_view`; then buffer_updated()."""
+
+SSLTransport: Any = sslproto._SSLProtocolTransport
+"""What an SSLProtocol gives to the protocol over it."""
 
 SSL_WRAPPED: Any = sslproto.SSLProtocolState.WRAPPED
 SSL_READS: Any = (SSL_WRAPPED, sslproto.SSLProtocolState.FLUSHING)  # its states in which it reads

@@ -17,7 +17,8 @@ from typing import Any
 from pyloop.connection import Connection
 from pyloop.core import failure, lib
 from pyloop.errors import ConnectionClosed
-from pyloop.framing import as_bytes
+from pyloop.fast import fastpath
+from pyloop.framing import Raw, as_bytes
 from pyloop.inbox import CLOSED
 from pyloop.mapping import MappedView
 from pyloop.protocol import Owner, log
@@ -140,37 +141,55 @@ class TLSConnection(Connection):
             self._decrypt(not data)
 
     def _decrypt(self, ended: bool) -> None:
+        failed = None
         try:
             for chunk in decrypt(self._ssl, self._incoming):
                 self._feed(chunk)
                 ended = not chunk or ended  # close_notify
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            ended = True  # with or, as many peers do, without close_notify
         except ssl.SSLError as exc:
+            failed = exc
+        self._decrypted(ended, failed)
+
+    def _decrypted(self, ended: bool, exc: ssl.SSLError | None) -> None:
+        """Mind the rest once the records were read, or one of them could not be."""
+        if isinstance(exc, ssl.SSLZeroReturnError | ssl.SSLEOFError):
+            ended = True  # with or, as many peers do, without close_notify
+        elif exc is not None:
             self._flush_out()
             self._tls_failed(exc)
             return
-        self._encrypt()  # or only what OpenSSL has to say
+        if self._outgoing.pending or (self._backlog and not self._due):
+            self._encrypt()  # or only what OpenSSL has to say
         if ended:
             self._feed(b"", eof=True)
 
     def _feed(self, plaintext: bytes, eof: bool = False) -> None:
-        code = lib.pl_conn_feed(self._ptr, self._id, plaintext, len(plaintext), eof)
+        self._fed(lib.pl_conn_feed(self._ptr, self._id, plaintext, len(plaintext), eof))
+
+    def _fed(self, code: int) -> None:
         if code < 0 and not self._gate & CLOSED:
             self._fail(failure(code))
 
     # ---- out ----
 
-    def send(self, message: Any) -> None:
-        framing = self._owner.framing
-        if type(message) is MappedView:
-            framing._wrap_view(message)  # refused here as everywhere, although it is copied
-        payload = message if type(message) is bytes else as_bytes(message)
-        head, tail = framing.wrap(payload)
-        self._send_plain(head + payload + tail)
+    if fastpath is None:  # else what is inherited knows about TLS
 
-    def write(self, data: Any) -> None:
-        self._send_plain(data if type(data) is bytes else as_bytes(data))
+        def send(self, message: Any, /) -> None:
+            self._send_other(message, True)
+
+        def write(self, data: Any, /) -> None:
+            self._send_other(data, False)
+
+    def _send_other(self, data: Any, framed: bool) -> None:
+        payload = data if type(data) is bytes else as_bytes(data)
+        if framed:
+            framing = self._owner.framing
+            if type(data) is MappedView:
+                framing._wrap_view(data)  # refused here as everywhere, although it is copied
+            if not isinstance(framing, Raw):
+                head, tail = framing.wrap(payload)
+                payload = head + payload + tail
+        self._send_plain(payload)
 
     def _send_plain(self, data: bytes) -> None:
         if self._gate & CLOSED:
@@ -192,7 +211,7 @@ class TLSConnection(Connection):
     def _turn_ends(self) -> None:
         self._due = False
         if not self._gate & CLOSED:
-            self._encrypt()
+            self._guard(self._encrypt)
 
     def _encrypt(self) -> None:
         """Make records of the plaintext that waits, and queue them."""
@@ -202,13 +221,20 @@ class TLSConnection(Connection):
             with memoryview(plain) as view:
                 while done < len(plain):
                     done += self._ssl.write(view[done:])
-        except ssl.SSLWantReadError:  # the peer renegotiates, and its answer goes first
-            self._backlog = plain[done:]
         except ssl.SSLError as exc:
-            self._flush_out()
-            self._tls_failed(exc)
+            self._not_encrypted(exc, plain[done:])
             return
         self._flush_out()
+
+    def _not_encrypted(self, exc: ssl.SSLError | None, rest: bytearray) -> None:
+        """Mind plaintext that is left: a record had no room for it, or what says `exc`."""
+        self._backlog = rest + self._backlog
+        if exc is None:
+            self._encrypt()
+            return
+        self._flush_out()
+        if not isinstance(exc, ssl.SSLWantReadError):  # the peer renegotiates: its answer first
+            self._tls_failed(exc)
 
     def _flush_out(self) -> None:
         data = self._outgoing.read()
@@ -248,3 +274,7 @@ class TLSConnection(Connection):
             self._made.set_exception(
                 self._exc or ConnectionResetError("connection lost during the TLS handshake")
             )
+
+
+if fastpath is not None:
+    fastpath.use_tls_connection(TLSConnection, ssl.SSLError)

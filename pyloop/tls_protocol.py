@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from pyloop.core import ffi
+from pyloop.fast import fastpath
 from pyloop.records import decrypt
-from pyloop.seams import SSL_AGAIN, SSL_READS, SSL_WRAPPED, SSLProtocol
+from pyloop.seams import SSL_AGAIN, SSL_READS, SSL_WRAPPED, SSLProtocol, SSLTransport
 
 __all__ = ["TLSProtocol", "share_room"]
 
@@ -28,7 +29,13 @@ _FAILED = "Fatal error on SSL protocol"  # asyncio's words
 class TLSProtocol(SSLProtocol):  # type: ignore[misc]
     """asyncio's, made without a buffer: share_room() gives it one."""
 
+    _write_buffer_size: int
     max_size = 0  # of the buffer that each gets when it is made
+
+    def _get_app_transport(self) -> Any:
+        transport = super()._get_app_transport()
+        transport.__class__ = TLSTransport  # with nothing of its own but what is hot
+        return transport
 
     def began(self, began: asyncio.Future[None]) -> None:
         """Called when the transport has begun, or could not: then there will be no handshake."""
@@ -54,22 +61,31 @@ class TLSProtocol(SSLProtocol):  # type: ignore[misc]
                     self._do_read__buffered()
                 else:
                     self._do_read__copied()
-                if self._write_backlog:
-                    self._do_write()
-                elif self._outgoing.pending:
-                    self._process_outgoing()
-            if self._incoming.pending or self._ssl_reading_paused:
+                self._settle()
+            elif self._incoming.pending:
                 self._control_ssl_reading()
         except Exception as exc:
             self._fatal_error(exc, _FAILED)
+
+    def _settle(self) -> None:
+        """Mind what waits once it was read: output, and the transport if it is paused."""
+        if self._write_backlog:
+            self._do_write()
+        elif self._outgoing.pending or self._app_writing_paused:
+            self._process_outgoing()
+        if self._incoming.pending or self._ssl_reading_paused:
+            self._control_ssl_reading()
 
     def _do_read__copied(self) -> None:
         chunks = list(decrypt(self._sslobj, self._incoming))
         if data := b"".join(chunks):
             self._app_protocol.data_received(data)
         if chunks and not chunks[-1]:
-            self._call_eof_received()
-            self._start_shutdown()
+            self._end_reading()
+
+    def _end_reading(self) -> None:
+        self._call_eof_received()
+        self._start_shutdown()
 
     # ---- out ----
 
@@ -82,11 +98,14 @@ class TLSProtocol(SSLProtocol):  # type: ignore[misc]
         data = pieces[0] if plain else b"".join(pieces)  # a copy of what its writer may change
         if not data:
             return
-        self._write_backlog.append(data)
+        backlog = self._write_backlog
+        backlog.append(data)
         self._write_buffer_size += len(data)
         try:
             self._do_write()
         except Exception as exc:
+            backlog.clear()  # not to be tried again
+            self._write_buffer_size = 0
             self._fatal_error(exc, _FAILED)
 
     def _do_write(self) -> None:
@@ -112,12 +131,26 @@ class TLSProtocol(SSLProtocol):  # type: ignore[misc]
         self._control_app_writing()
 
 
+TLSTransport: Any = SSLTransport
+if fastpath is not None:
+    fastpath.use_tls(TLSProtocol, SSL_WRAPPED, SSL_AGAIN, _FAILED)
+
+    class TLSTransport(SSLTransport, fastpath.TLSTransportBase):  # type: ignore[no-redef,misc]
+        """asyncio's, with a write() in C, which calls the other unless it is simple."""
+
+        write = fastpath.TLSTransportBase.write
+        _write_other = SSLTransport.write
+
+
 def share_room(protocol: Any, loop: Any) -> Any:
-    """Let an SSLProtocol, the stdlib's own of start_tls() too, receive into the loop's buffer.
+    """Let an SSLProtocol receive into the loop's buffer; start_tls()'s own becomes one of ours.
 
     Returns:
         That buffer, for the core.
     """
+    if type(protocol) is SSLProtocol:
+        protocol.__class__ = TLSProtocol
+        protocol._get_app_transport()
     if loop._tls_room is None:
         new = ffi.new("uint8_t[]", _ROOM_BYTES)
         loop._tls_room = new, memoryview(ffi.buffer(new))

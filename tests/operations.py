@@ -17,6 +17,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from encryption import encrypted, encrypted_native
+
 import pyloop
 
 CONTEXT = contextvars.copy_context()
@@ -330,7 +332,7 @@ OPERATIONS: list[Callable[[pyloop.Loop, int], None]] = [
     *(soon, soon_with_arguments, soon_cancelled, cancelled_after_it_ran, later_cancelled),
     *(later_fired, at_fired, from_a_thread, raising, exiting, refused, weakly_referred_to),
     *(in_debug_mode, tasks, cycles, watchers, loops),
-    *(written, received, made_and_lost, native),
+    *(written, received, made_and_lost, native, encrypted, encrypted_native),
 ]
 
 

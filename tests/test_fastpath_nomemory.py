@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 SCRIPT = """if True:
-    import asyncio, contextvars, faulthandler, gc, logging, socket, sys, pyloop
+    import asyncio, contextvars, faulthandler, gc, logging, socket, ssl, sys, time, pyloop
     from _testcapi import remove_mem_hooks, set_nomemory
     from faults import say
 
@@ -110,7 +110,9 @@ SCRIPT = """if True:
             if done and start > 150:
                 break
         return count
+"""
 
+PLAIN = """
     gc.collect()
     gc.disable()
     peer = connect()
@@ -156,7 +158,85 @@ SCRIPT = """if True:
 
 
 def test_every_allocation_that_fails_is_a_memory_error_and_the_loop_goes_on(backend):
-    with Child(SCRIPT, backend) as child:
+    with Child(SCRIPT + PLAIN, backend) as child:
         told = child.next()
         assert child.finish() == 0, child.errors()
     assert all(told[name] > 0 for name in ("soon", "later", "many", "cancelled", "tasks")), told
+
+
+ENCRYPTED = """
+    from tls import SlowPeer, server_context
+
+    def echo(conn, message):
+        conn.send(message)
+        conn.write(bytearray(message))
+
+    async def serve(face):
+        if face == "native":
+            server = pyloop.Server(echo, ssl=server_context())
+            await server.start()
+            return server, server.port
+        server = await loop.create_server(Peer, "127.0.0.1", 0, ssl=server_context())
+        return server, server.sockets[0].getsockname()[1]
+
+    def meet():
+        peer = loop.run_until_complete(loop.run_in_executor(None, SlowPeer, port))
+        peer.sock.setblocking(False)
+        return peer
+
+    def is_answered():
+        # All of it, or the connection has ended.
+        got = b""
+        for _ in range(5000):
+            turn()
+            try:
+                data = peer.sock.recv(1 << 16)
+                peer.incoming.write(data)
+                while data:
+                    data = peer.tls.read(100)
+                    got += data
+                return False
+            except (BlockingIOError, ssl.SSLWantReadError):
+                time.sleep(0.0001)
+            except OSError:
+                return False
+            if len(got) == 8:
+                return got == b"datadata"
+        raise AssertionError(got)
+
+    def turns():
+        for _ in range(3):  # received, delivered, encrypted
+            loop.call_soon(int)
+            loop._run_once()
+
+    def after():
+        global peer, ended
+        if not is_answered():
+            ended += 1
+            peer.sock.close()
+            peer = meet()
+        peer.sock.send(peer.seal(b"data"))
+        loop.call_soon(int)
+
+    gc.collect()
+    gc.disable()
+    server, port = loop.run_until_complete(serve(sys.argv[2]))
+    peer = meet()
+    peer.sock.send(peer.seal(b"data"))
+    loop.call_soon(int)
+    ended = 0
+    failures(turns, after)
+    peer.sock.close()
+    peer = meet()
+    for _ in range(5):
+        peer.sock.send(peer.seal(b"data"))
+        assert is_answered()
+    say(ended=ended)
+"""
+
+
+@pytest.mark.parametrize("face", ["asyncio", "native"])
+def test_every_allocation_that_fails_under_tls_ends_no_more_than_a_connection(backend, face):
+    with Child(SCRIPT + ENCRYPTED, backend, face) as child:
+        assert child.next()["ended"] > 3
+        assert child.finish() == 0, child.errors()

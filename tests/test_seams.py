@@ -95,6 +95,10 @@ def test_tls_protocol_has_what_ours_builds_on():
         assert f"self.{name}()" in source and name in vars(TLSProtocol)
     assert "_ssl_protocol._write_appdata(" in inspect.getsource(sslproto._SSLProtocolTransport)
     assert "_write_appdata" in vars(TLSProtocol)
+    made = inspect.getsource(sslproto.SSLProtocol._get_app_transport)
+    assert "self._app_transport = _SSLProtocolTransport(self._loop, self)" in made
+    assert "_get_app_transport" in vars(TLSProtocol)
+    assert seams.SSLTransport is sslproto._SSLProtocolTransport
     assert issubclass(seams.SSLProtocol, asyncio.BufferedProtocol)
     assert selector_events.sslproto.SSLProtocol is seams.SSLProtocol
     assert base_events.Server._attach is not None

@@ -25,7 +25,12 @@ static PyObject *send_bytes(PyObject *self, PyObject *message, bool framed)
 {
     const struct endpoint *c = of(self);
     const struct pl_api *api = c->st->api;
-    if (!PyBytes_CheckExact(message)) {
+    int encrypted = PyBytes_CheckExact(message) && cipher_is_ours(c)
+                        ? cipher_send(of(self), message, framed)
+                        : 0;
+    if (encrypted)
+        return encrypted < 0 ? NULL : Py_NewRef(Py_None);
+    if (!PyBytes_CheckExact(message) || cipher_is_ours(c)) {
         PyObject *args[] = {self, message, framed ? Py_True : Py_False};
         return PyObject_VectorcallMethod(c->st->s_send_other, args, 3, NULL);
     }
@@ -50,8 +55,7 @@ static PyObject *connection_write(PyObject *self, PyObject *data)
     return send_bytes(self, data, false);
 }
 
-/* What write() was given, by place or by asyncio's name for it; borrowed. NULL with TypeError. */
-static PyObject *data_of(PyObject *const *args, Py_ssize_t count, PyObject *names)
+PyObject *written_data(PyObject *const *args, Py_ssize_t count, PyObject *names)
 {
     Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
     if (count + named == 1 &&
@@ -61,7 +65,7 @@ static PyObject *data_of(PyObject *const *args, Py_ssize_t count, PyObject *name
     return NULL;
 }
 
-static PyObject *write_data(PyObject *self, PyObject *data)
+PyObject *transport_write_data(PyObject *self, PyObject *data)
 {
     const struct endpoint *c = of(self);
     const struct pl_api *api = c->st->api;
@@ -86,8 +90,8 @@ static PyObject *write_data(PyObject *self, PyObject *data)
 static PyObject *transport_write(PyObject *self, PyObject *const *args, Py_ssize_t given,
                                  PyObject *names)
 {
-    PyObject *data = data_of(args, given, names);
-    return data ? write_data(self, data) : NULL;
+    PyObject *data = written_data(args, given, names);
+    return data ? transport_write_data(self, data) : NULL;
 }
 
 /* Of pieces that are bytes, how many bytes there are; -1: some are something else, and join() says what it takes. */
@@ -108,7 +112,7 @@ static PyObject *write_each(PyObject *self, PyObject *pieces)
     PyObject *got = Py_NewRef(Py_None);
     for (Py_ssize_t i = 0; got && i < PyTuple_GET_SIZE(pieces); i++) {
         Py_DECREF(got);
-        got = write_data(self, PyTuple_GET_ITEM(pieces, i));
+        got = transport_write_data(self, PyTuple_GET_ITEM(pieces, i));
     }
     return got;
 }
@@ -125,7 +129,7 @@ static PyObject *transport_writelines(PyObject *self, PyObject *lines)
     } else {
         const struct state *st = of(self)->st;
         PyObject *all = PyObject_CallMethodOneArg(st->empty_bytes, st->s_join, pieces);
-        got = all ? write_data(self, all) : NULL;
+        got = all ? transport_write_data(self, all) : NULL;
         Py_XDECREF(all);
     }
     Py_DECREF(pieces);

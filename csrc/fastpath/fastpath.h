@@ -45,12 +45,14 @@ struct free_list {
 struct state {
     const struct pl_api *api;
     PyTypeObject *Ready, *Handle, *TimerHandle, *Turn, *Walk, *ConnectionBase, *TransportBase,
-        *Inbox, *Awaiting;
+        *Inbox, *Awaiting, *TLSTransportBase;
     struct handle_places handle;  /* in asyncio.Handle */
     PyObject *twins[TWIN_COUNT];  /* NULL before use_running */
     PyObject *deliver, *call_it, *feed_buffered; /* pyloop's functions, which the walk knows; NULL before use_core */
     PyObject *inbox_push;            /* Inbox.push, which the walk knows likewise */
     PyObject *inbox_type, *inbox_end; /* pyloop's Inbox, and what raises why one has ended; NULL before use_inbox */
+    PyObject *tls_protocol, *tls_wrapped, *tls_again, *tls_failed; /* of tls_protocol.py; NULL before use_tls */
+    PyObject *tls_connection, *tls_error, *encrypt_due; /* of tls.py; likewise */
     PyObject *null, *address_of;  /* ffi.NULL, and what tells the address of a loop; likewise */
     PyObject *loop_seen;          /* the loop that address_of was asked last, and what it said */
     struct pl_loop *core_seen;
@@ -61,8 +63,18 @@ struct state {
         *s_sent, *s_fatal_error, *s_join, *s_get_buffer, *s_buffer_updated, *s_received_eof,
         *s_send_other, *s_written, *s_write_other, *s_owner, *s_loop, *s_create_future, *s_done,
         *s_set_result, *s_pause, *s_resume, *s_inbox, *s_drained;
+    PyObject *s_read, *s_write, *s_pending, *s_data_received, *s_call_soon;
+    PyObject *s_ssl, *s_backlog, *s_due, *s_is_ready, *s_fed, *s_decrypted, *s_encrypt,
+        *s_not_encrypted, *s_turn_ends;
+    /* of a TLSConnection */ /* of what speaks TLS */
+    PyObject *s_state, *s_sslobj, *s_incoming, *s_outgoing, *s_transport, *s_app_protocol,
+        *s_app_protocol_is_buffer, *s_app_reading_paused, *s_app_writing_paused,
+        *s_ssl_reading_paused, *s_ssl_writing_paused, *s_ssl_protocol, *s_ssl_buffer_view,
+        *s_write_backlog, *s_outgoing_high_water, *s_end_reading, *s_settle, *s_write_appdata;
     struct free_list handles, timers, awaitings;
 };
+
+#define RECORD_BYTES (16 * 1024) /* no record of TLS holds more plaintext: RFC 8446, 5.1 */
 
 #define FAST(function) ((PyCFunction)(void (*)(void))(function)) /* METH_FASTCALL in a PyMethodDef */
 
@@ -91,6 +103,7 @@ int walk_setup(PyObject *module, struct state *st);
 int endpoint_setup(PyObject *module, struct state *st);
 int inbox_setup(PyObject *module, struct state *st);
 int awaiting_setup(PyObject *module, struct state *st);
+int tls_setup(PyObject *module, struct state *st);
 
 PyObject *exception_take(void); /* the current one, normalized, with its traceback; no longer set */
 
@@ -193,6 +206,48 @@ struct endpoint {
 /* The loop that a cdata points to, in *core; NULL for ffi.NULL. 0 or -1. */
 int core_of(struct state *st, PyObject *ptr, struct pl_loop **core);
 
+PyObject *transport_write_data(PyObject *transport, PyObject *data); /* its write() */
+
+/* What write() was given, by place or by asyncio's name for it; borrowed. NULL with TypeError. */
+PyObject *written_data(PyObject *const *args, Py_ssize_t count, PyObject *names);
+
+/* ---- TLS ---- */
+
+/* Ciphertext came. 0 or -1. */
+int records_take(const struct state *st, PyObject *incoming, const void *data, Py_ssize_t len);
+
+/* What the next record holds, up to `room` bytes, in *plain: empty if the peer has said that it ends (close_notify).
+ * 1; 0: there is none now; -1. */
+int records_read(const struct state *st, PyObject *tls, Py_ssize_t room, PyObject **plain);
+
+/* Is there more to read? A record that came as a whole has less plaintext than it has bytes, so that the first read
+ * may have no more room: whoever finds it full asks again, with RECORD_BYTES. */
+bool records_go_on(const struct state *st, PyObject *incoming, Py_ssize_t *room, PyObject *plain);
+bool records_left(const struct state *st, PyObject *bio); /* is anything in it? */
+
+static inline Py_ssize_t records_room(Py_ssize_t came)
+{
+    return came < RECORD_BYTES ? came : RECORD_BYTES;
+}
+
+/* Encrypt bytes, *count of them, which is what a record has room for: gives the ciphertext, or NULL. */
+PyObject *records_make(const struct state *st, PyObject *tls, PyObject *outgoing, PyObject *plain,
+                       Py_ssize_t *count);
+
+bool tls_is_ours(const struct state *st, PyObject *protocol); /* is it a TLSProtocol? */
+
+/* A TLSProtocol's transport has received. 1; 0: let buffer_updated() take it; -1. */
+int tls_received(const struct state *st, PyObject *protocol, const void *data, int64_t count);
+
+bool cipher_is_ours(const struct endpoint *c); /* is it a TLSConnection? */
+
+/* PL_EV_CIPHER of any conn. 1; 0: let Python do it; -1: SystemExit, KeyboardInterrupt. */
+int cipher_received(struct endpoint *c, const struct pl_event *e);
+
+/* Bytes, of a TLSConnection. 1; 0: let _send_other() do it; -1. */
+int cipher_send(struct endpoint *c, PyObject *message, bool framed);
+PyObject *cipher_encrypt_due(PyObject *module, PyObject *conn); /* its turn has ended */
+
 /* ---- what coroutines await ---- */
 
 struct inbox {
@@ -241,6 +296,9 @@ struct walk {
 
 /* A transport's input is there to be received into its protocol's buffer. 0, or -1: SystemExit, KeyboardInterrupt. */
 int deliver_readable(struct endpoint *c);
+
+/* What was raised ends its connection only. 0, or -1: it is still set. */
+int walk_fail(const struct state *st, PyObject *conn);
 
 void walk_begin(struct walk *w, uint32_t count);
 int walk_on(struct walk *w); /* to the batch's end: 0, or -1 */

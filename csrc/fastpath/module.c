@@ -5,6 +5,8 @@
  *     use_core(...)        ffi.NULL, and what tells a loop's address
  *     use_calls(...)       pyloop's functions that the walk knows by sight, and does itself
  *     use_inbox(...)       pyloop's Inbox, and what raises why one has ended
+ *     use_tls(...)         pyloop's TLSProtocol, and what asyncio has for it
+ *     use_tls_connection(...)  pyloop's TLSConnection, and ssl.SSLError
  *
  * Multi-phase initialisation (PEP 489) and heap types: each interpreter has its own state. It has been tried in one
  * interpreter at a time with the GIL, and says so. */
@@ -40,6 +42,38 @@ static const struct {
     {"_resume", offsetof(struct state, s_resume)},
     {"_inbox", offsetof(struct state, s_inbox)},
     {"_drained", offsetof(struct state, s_drained)},
+    {"call_soon", offsetof(struct state, s_call_soon)},
+    {"_ready", offsetof(struct state, s_is_ready)},
+    {"_ssl", offsetof(struct state, s_ssl)},
+    {"_backlog", offsetof(struct state, s_backlog)},
+    {"_due", offsetof(struct state, s_due)},
+    {"_fed", offsetof(struct state, s_fed)},
+    {"_decrypted", offsetof(struct state, s_decrypted)},
+    {"_encrypt", offsetof(struct state, s_encrypt)},
+    {"_turn_ends", offsetof(struct state, s_turn_ends)},
+    {"_not_encrypted", offsetof(struct state, s_not_encrypted)},
+    {"read", offsetof(struct state, s_read)},
+    {"write", offsetof(struct state, s_write)},
+    {"pending", offsetof(struct state, s_pending)},
+    {"data_received", offsetof(struct state, s_data_received)},
+    {"_state", offsetof(struct state, s_state)},
+    {"_sslobj", offsetof(struct state, s_sslobj)},
+    {"_incoming", offsetof(struct state, s_incoming)},
+    {"_outgoing", offsetof(struct state, s_outgoing)},
+    {"_transport", offsetof(struct state, s_transport)},
+    {"_app_protocol", offsetof(struct state, s_app_protocol)},
+    {"_app_protocol_is_buffer", offsetof(struct state, s_app_protocol_is_buffer)},
+    {"_app_reading_paused", offsetof(struct state, s_app_reading_paused)},
+    {"_app_writing_paused", offsetof(struct state, s_app_writing_paused)},
+    {"_ssl_reading_paused", offsetof(struct state, s_ssl_reading_paused)},
+    {"_ssl_writing_paused", offsetof(struct state, s_ssl_writing_paused)},
+    {"_ssl_protocol", offsetof(struct state, s_ssl_protocol)},
+    {"_ssl_buffer_view", offsetof(struct state, s_ssl_buffer_view)},
+    {"_write_backlog", offsetof(struct state, s_write_backlog)},
+    {"_outgoing_high_water", offsetof(struct state, s_outgoing_high_water)},
+    {"_end_reading", offsetof(struct state, s_end_reading)},
+    {"_settle", offsetof(struct state, s_settle)},
+    {"_write_appdata", offsetof(struct state, s_write_appdata)},
 };
 
 static struct state *module_state(PyObject *module) { return PyModule_GetState(module); }
@@ -114,6 +148,39 @@ static PyObject *use_inbox(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *use_tls(PyObject *module, PyObject *args)
+{
+    struct state *st = module_state(module);
+    PyObject *protocol, *wrapped, *again, *failed;
+    if (!PyArg_ParseTuple(args, "O!OO!U:use_tls", &PyType_Type, &protocol, &wrapped, &PyTuple_Type,
+                          &again, &failed))
+        return NULL;
+    Py_XSETREF(st->tls_protocol, Py_NewRef(protocol));
+    Py_XSETREF(st->tls_wrapped, Py_NewRef(wrapped));
+    Py_XSETREF(st->tls_again, Py_NewRef(again));
+    Py_XSETREF(st->tls_failed, Py_NewRef(failed));
+    Py_RETURN_NONE;
+}
+
+static PyObject *use_tls_connection(PyObject *module, PyObject *args)
+{
+    struct state *st = module_state(module);
+    PyObject *type, *error;
+    if (!PyArg_ParseTuple(args, "O!O:use_tls_connection", &PyType_Type, &type, &error))
+        return NULL;
+    if (!PyType_IsSubtype((PyTypeObject *)type, st->ConnectionBase)) {
+        PyErr_SetString(PyExc_TypeError, "use_tls_connection: expected a class of connections");
+        return NULL;
+    }
+    PyObject *due = PyObject_GetAttrString(module, "encrypt_due");
+    if (!due)
+        return NULL;
+    Py_XSETREF(st->encrypt_due, due);
+    Py_XSETREF(st->tls_connection, Py_NewRef(type));
+    Py_XSETREF(st->tls_error, Py_NewRef(error));
+    Py_RETURN_NONE;
+}
+
 /* A class's own copy of a method that it inherits unchanged. 0 or -1. */
 static int own_method(PyTypeObject *cls, PyTypeObject *base, PyMethodDef *method)
 {
@@ -167,7 +234,9 @@ static int fastpath_exec(PyObject *module)
         return -1;
     if (turn_setup(module, st) < 0 || endpoint_setup(module, st) < 0)
         return -1;
-    return inbox_setup(module, st) < 0 ? -1 : awaiting_setup(module, st);
+    if (inbox_setup(module, st) < 0 || awaiting_setup(module, st) < 0)
+        return -1;
+    return tls_setup(module, st);
 }
 
 static int fastpath_traverse(PyObject *module, visitproc visit, void *arg)
@@ -182,6 +251,13 @@ static int fastpath_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(st->TransportBase);
     Py_VISIT(st->Inbox);
     Py_VISIT(st->Awaiting);
+    Py_VISIT(st->TLSTransportBase);
+    Py_VISIT(st->tls_connection);
+    Py_VISIT(st->tls_error);
+    Py_VISIT(st->encrypt_due);
+    Py_VISIT(st->tls_protocol);
+    Py_VISIT(st->tls_wrapped);
+    Py_VISIT(st->tls_again);
     Py_VISIT(st->null);
     Py_VISIT(st->address_of);
     Py_VISIT(st->deliver);
@@ -220,6 +296,14 @@ static int fastpath_clear(PyObject *module)
     Py_CLEAR(st->TransportBase);
     Py_CLEAR(st->Inbox);
     Py_CLEAR(st->Awaiting);
+    Py_CLEAR(st->TLSTransportBase);
+    Py_CLEAR(st->tls_connection);
+    Py_CLEAR(st->tls_error);
+    Py_CLEAR(st->encrypt_due);
+    Py_CLEAR(st->tls_protocol);
+    Py_CLEAR(st->tls_wrapped);
+    Py_CLEAR(st->tls_again);
+    Py_CLEAR(st->tls_failed);
     Py_CLEAR(st->null);
     Py_CLEAR(st->address_of);
     Py_CLEAR(st->deliver);
@@ -250,6 +334,9 @@ static PyMethodDef functions[] = {
     {"use_core", use_core, METH_VARARGS, "Take ffi.NULL, and what tells the address of a loop."},
     {"use_calls", use_calls, METH_VARARGS, "Take the functions that the walk does itself."},
     {"use_inbox", use_inbox, METH_VARARGS, "Take Inbox, and what raises why one has ended."},
+    {"use_tls", use_tls, METH_VARARGS, "Take TLSProtocol, and what asyncio has for it."},
+    {"use_tls_connection", use_tls_connection, METH_VARARGS, "Take TLSConnection, and SSLError."},
+    {"encrypt_due", cipher_encrypt_due, METH_O, "Encrypt what a TLSConnection was to send."},
     {"own", own, METH_O, "Give a class methods of its own that it inherits, and return it."},
     {"use_running", use_running, METH_VARARGS, "Take the Python twins of a loop's methods."},
     {0},

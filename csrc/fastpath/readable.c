@@ -20,11 +20,13 @@ static int fail(const struct state *st, PyObject *transport, const char *what)
     return got ? 0 : -1;
 }
 
-/* The protocol's buffer, of at least a byte. 0 or -1. */
+/* The protocol's buffer, of at least a byte. TLS has one for all, and need not be asked. 0 or -1. */
 static int ask_buffer(const struct state *st, PyObject *protocol, Py_buffer *room)
 {
     PyObject *args[] = {protocol, st->any_size};
-    PyObject *buffer = PyObject_VectorcallMethod(st->s_get_buffer, args, 2, NULL);
+    PyObject *buffer = tls_is_ours(st, protocol)
+                           ? PyObject_GetAttr(protocol, st->s_ssl_buffer_view)
+                           : PyObject_VectorcallMethod(st->s_get_buffer, args, 2, NULL);
     int rc = buffer ? PyObject_GetBuffer(buffer, room, PyBUF_WRITABLE) : -1;
     Py_XDECREF(buffer); /* room has a reference of its own */
     if (rc == 0 && room->len == 0) {
@@ -54,8 +56,13 @@ static int receive(struct endpoint *c, PyObject *protocol, int64_t *count)
     if (ask_buffer(st, protocol, &room) < 0)
         return fail(st, (PyObject *)c, "Fatal error: protocol.get_buffer() call failed.");
     *count = st->api->conn_receive(c->core, c->id, room.buf, (size_t)room.len);
+    int rc = 0;
+    if (*count > 0 && tls_is_ours(st, protocol))
+        rc = tls_received(st, protocol, room.buf, *count);
     PyBuffer_Release(&room);
-    if (*count > 0 && tell_updated(st, protocol, *count) < 0)
+    if (*count > 0 && rc == 0)
+        rc = tell_updated(st, protocol, *count);
+    if (rc < 0)
         return fail(st, (PyObject *)c, "Fatal error: protocol.buffer_updated() call failed.");
     return 0;
 }

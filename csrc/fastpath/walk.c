@@ -82,8 +82,7 @@ static int deliver_run(struct walk *w, const struct endpoint *c, const struct pl
     return rc;
 }
 
-/* What a handler raised ends its connection only. */
-static int fail(const struct state *st, PyObject *conn)
+int walk_fail(const struct state *st, PyObject *conn)
 {
     if (PyErr_ExceptionMatches(PyExc_SystemExit) || PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
         return -1;
@@ -110,7 +109,7 @@ static int deliver_message(struct walk *w, const struct pl_event *e)
         rc = deliver_run(w, c, e);
     }
     if (rc < 0)
-        rc = fail(w->st, conn);
+        rc = walk_fail(w->st, conn);
     Py_DECREF(conn);
     return rc;
 }
@@ -144,8 +143,12 @@ static int deliver_event(struct walk *w, const struct pl_event *e)
 {
     if (e->kind == PL_EV_MESSAGE)
         return deliver_message(w, e);
-    if (e->kind == PL_EV_READABLE && e->slot < w->table_cap && w->table[e->slot])
-        return deliver_readable(w->table[e->slot]);
+    struct endpoint *c = e->slot < w->table_cap ? w->table[e->slot] : NULL;
+    if (e->kind == PL_EV_READABLE && c)
+        return deliver_readable(c);
+    int rc = e->kind == PL_EV_CIPHER && c ? cipher_received(c, e) : 0;
+    if (rc != 0)
+        return rc < 0 ? -1 : 0;
     return e->kind == PL_EV_NONE ? 0 : deliver_other(w, e);
 }
 
