@@ -105,13 +105,14 @@ TLS_TOOLS = ("trustme", "load_tls")
 
 def tls_row() -> Row:
     """The echo over TLS: mostly OpenSSL's work, and how often it is asked."""
-    peers = [on_asyncio(loop, "protocol", *TLS) for loop in LOOPS if loop != "rloop"]
+    loops = [loop for loop in LOOPS if loop != "rloop"]
+    peers = [on_asyncio(loop, "protocol", *TLS) for loop in loops]
     return Row(
         "asyncio-tls",
         f"asyncio Protocol echo over TLS: {SMALL_TITLE}",
         SMALL,
         (*peers, native("epoll", "function", *TLS)),
-        (ahead("protocol", "uvloop"), ahead("protocol", "asyncio")),
+        tuple(ahead("protocol", loop) for loop in loops if not loop.startswith("pyloop")),
         floor="uvloop protocol",
         tls=True,
         tools=TLS_TOOLS,
