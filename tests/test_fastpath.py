@@ -11,12 +11,14 @@ import gc
 import heapq
 import itertools
 import math
+import random
 import sys
 import weakref
 
 import pytest
 from transports import ORACLE
 
+from pyloop import fast
 from pyloop.running import Running
 
 SCHEDULE = ["call_soon", "call_soon_threadsafe", "call_later", "call_at"]
@@ -348,3 +350,32 @@ def test_state_that_others_read_is_there(loop):
     loop.call_soon(lambda: seen.append(loop._stopping))
     loop.run_forever()
     assert seen == [(True, False), True] and loop._stopping is False
+
+
+def test_cancelled_timers_behind_a_thousand_others_go_with_the_next_one(loop):
+    kept = [loop.call_at(loop.time() + 1000 + i % 7, int) for i in range(1200)]
+    for _ in range(10):
+        loop.call_later(5000, int).cancel()
+    last = loop.call_later(6000, int)
+    assert loop._timer_cancelled_count == (0 if fast.fastpath else 10)
+    assert len(loop._scheduled) - loop._timer_cancelled_count == 1201
+    turn(loop)
+    assert last in loop._scheduled and all(timer in loop._scheduled for timer in kept)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_thousands_of_timers_fire_in_order_whoever_made_them(loop, seed):
+    chance = random.Random(seed)
+    now, fired, due = loop.time(), [], []
+    for number in range(3000):
+        when = now - chance.randrange(50)
+        loop.set_debug(chance.random() < 0.01)  # then they are asyncio's own
+        timer = loop.call_at(when, fired.append, (when, number))
+        if chance.random() < 0.4:
+            timer.cancel()
+        else:
+            due.append((when, number))
+    loop.set_debug(False)
+    turn(loop)
+    assert [when for when, _ in fired] == sorted(when for when, _ in due)
+    assert sorted(fired) == sorted(due)

@@ -180,6 +180,7 @@ int handle_is_cancelled(const struct state *st, PyObject *handle);
 int timers_push(const struct state *st, PyObject *list, PyObject *timer); /* 0 or -1 */
 PyObject *timers_pop(const struct state *st, PyObject *list);             /* NULL on failure; list is not empty */
 int timers_order(const struct state *st, PyObject *list);                 /* make it a heap: 0 or -1 */
+Py_ssize_t timers_trim(const struct state *st, PyObject *list); /* take cancelled ones off its end */
 
 int timer_when(const struct state *st, PyObject *timer, double *when); /* 0 or -1, as all that follow */
 int timer_set_scheduled(const struct state *st, PyObject *timer, bool scheduled);

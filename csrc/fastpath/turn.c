@@ -123,6 +123,8 @@ static PyObject *schedule_at(struct turn *t, double when, PyObject *const *args,
                              PyObject *names)
 {
     struct state *st = t->st;
+    if (t->cancelled)
+        t->cancelled -= timers_trim(st, t->scheduled);
     if (drop_cancelled(t) < 0)
         return NULL;
     PyObject *timer = handle_new(st, st->TimerHandle, (PyObject *)t, args[1], args + 2, count - 2,
