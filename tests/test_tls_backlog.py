@@ -1,0 +1,79 @@
+"""TLS: what was sent is encrypted later, and still nothing is lost, doubled or overtaken."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+import pytest
+from peers import until
+from test_fastpath_tls import collect
+from tls import SlowPeer, in_thread, server_context
+
+import pyloop
+
+RECORD_BYTES = 16 * 1024
+HIGH_WATER = 64 * 1024
+
+# ---- order ----
+
+
+class Chopping(ssl.SSLObject):
+    """Has no more room in a record, as when a peer asks for short ones."""
+
+    def write(self, data):
+        return super().write(bytes(data)[:9_999])
+
+
+class Insisting(pyloop.Protocol):
+    """Sends until it is paused, and then does something else first."""
+
+    def __init__(self, act):
+        self.act, self.sent, self.paused = act, [], False
+
+    def connection_made(self, conn):
+        self.conn = conn
+        self.go_on()
+
+    def send(self, size):
+        self.sent.append(b"%5d" % len(self.sent) * (size // 5))
+        self.conn.send(self.sent[-1])
+
+    def go_on(self):
+        if not self.paused:
+            self.send(10_000)
+            asyncio.get_running_loop().call_soon(self.go_on)
+
+    def pause_writing(self):
+        self.paused = True
+        self.act(self)
+
+
+def close(protocol):
+    protocol.conn.close()
+
+
+def send_more(protocol):
+    protocol.send(20_000)
+    asyncio.get_running_loop().call_soon(protocol.conn.close)
+
+
+@pytest.mark.parametrize("act", [close, send_more])
+def test_what_pause_writing_does_comes_behind_what_was_sent(run, act):
+    context = server_context.__wrapped__()
+    context.sslobject_class = Chopping
+    made = []
+
+    def factory():
+        made.append(Insisting(act))
+        return made[-1]
+
+    async def main():
+        async with pyloop.Server(factory, ssl=context) as server:
+            peer = await in_thread(SlowPeer, server.port)
+            await until(lambda: made and made[0].paused)
+            back = await in_thread(collect, peer)
+            sent = b"".join(made[0].sent)
+            assert len(back) == len(sent) and back == sent
+
+    run(main())
