@@ -203,7 +203,7 @@ class TLSConnection(Connection):
         if not self._ready:
             return
         if len(self._backlog) >= _ENOUGH_BYTES:
-            self._encrypt()
+            self._guard(self._encrypt)  # what was sent before would be gone too
         elif not self._due:
             self._due = True
             self._owner.loop.call_soon(self._turn_ends)
@@ -249,7 +249,7 @@ class TLSConnection(Connection):
         if not self._ready and self._backlog:
             return  # the handshake, or its time-out, goes on to close it
         if self._ready:
-            self._encrypt()
+            self._guard(self._encrypt)
             try:
                 self._ssl.unwrap()  # sends close_notify; the peer's is not waited for
             except (ssl.SSLError, ValueError):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 
 import pytest
 from peers import until
-from test_fastpath_tls import collect
+from test_fastpath_tls import ERRORS, SPOILT, collect, native, spoiling
 from tls import SlowPeer, in_thread, server_context
 
 import pyloop
@@ -77,3 +78,41 @@ def test_what_pause_writing_does_comes_behind_what_was_sent(run, act):
             assert len(back) == len(sent) and back == sent
 
     run(main())
+
+
+# ---- ends ----
+
+
+def test_what_close_cannot_encrypt_aborts(run):
+    closing = []
+
+    def handler(conn, message):
+        conn.write(SPOILT)
+        try:
+            conn.close()
+        except ZeroDivisionError:
+            closing.append("raised")
+        closing.append(conn.is_closing)
+
+    context = spoiling("write", ERRORS[1])
+    assert run(native(handler, b"line\n", context=context), 10) == b""
+    assert closing == [True]
+
+
+def test_what_cannot_be_encrypted_leaves_no_hole(run):
+    class Failing(ssl.SSLObject):
+        def write(self, data):
+            if len(data) > RECORD_BYTES:
+                raise ZeroDivisionError
+            return super().write(data)
+
+    def handler(conn, message):
+        conn.send(b"before")
+        with contextlib.suppress(ZeroDivisionError):
+            conn.write(bytes(RECORD_BYTES))
+        conn.send(b"after")
+        conn.close()
+
+    context = server_context.__wrapped__()
+    context.sslobject_class = Failing
+    assert run(native(handler, b"line\n", context=context)) == b""

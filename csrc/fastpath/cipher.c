@@ -147,6 +147,8 @@ static int schedule(struct endpoint *c, Py_ssize_t waiting)
     PyObject *self = (PyObject *)c, *got = NULL;
     if (waiting >= RECORD_BYTES) {
         got = PyObject_CallMethodNoArgs(self, st->s_encrypt);
+        if (!got)
+            return walk_fail(st, self); /* what was sent before is gone too */
     } else if (is_true(c, st->s_due)) {
         return 0;
     } else {
