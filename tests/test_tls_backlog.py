@@ -116,3 +116,31 @@ def test_what_cannot_be_encrypted_leaves_no_hole(run):
     context = server_context.__wrapped__()
     context.sslobject_class = Failing
     assert run(native(handler, b"line\n", context=context)) == b""
+
+
+class Leaving(Insisting):
+    """Closes when that is what brings output over high water."""
+
+    def go_on(self):
+        self.send(10_000)
+        if self.conn.buffered > HIGH_WATER - 100:
+            self.conn.close()
+        else:
+            asyncio.get_running_loop().call_soon(self.go_on)
+
+
+def test_who_has_closed_is_not_told_to_pause(run):
+    made = []
+
+    def factory():
+        made.append(Leaving(lambda protocol: None))
+        return made[-1]
+
+    async def main():
+        async with pyloop.Server(factory, ssl=server_context()) as server:
+            peer = await in_thread(SlowPeer, server.port)
+            await until(lambda: made and made[0].conn.is_closing)
+            assert not made[0].paused
+            assert await in_thread(collect, peer) == b"".join(made[0].sent)
+
+    run(main())
