@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pyloop.connection import Connection
@@ -24,7 +24,7 @@ from pyloop.mapping import MappedView
 from pyloop.protocol import Owner, log
 from pyloop.records import decrypt
 
-__all__ = ["TLSConnection"]
+__all__ = ["TLSConnection", "encrypt_now"]
 
 _ENOUGH_BYTES = 16 * 1024  # of plaintext for a record
 
@@ -206,7 +206,7 @@ class TLSConnection(Connection):
             self._guard(self._encrypt)  # what was sent before would be gone too
         elif not self._due:
             self._due = True
-            self._owner.loop.call_soon(self._turn_ends)
+            self._owner.loop.call_soon(_encrypt_due, self)
 
     def _turn_ends(self) -> None:
         self._due = False
@@ -276,5 +276,14 @@ class TLSConnection(Connection):
             )
 
 
+_encrypt_due: Any = TLSConnection._turn_ends
 if fastpath is not None:
     fastpath.use_tls_connection(TLSConnection, ssl.SSLError)
+    _encrypt_due = fastpath.encrypt_due
+
+
+def encrypt_now(handles: Iterable[Any]) -> None:
+    """Encrypt at once what some of these handles, which are to run, were to encrypt."""
+    for handle in tuple(handles):
+        if getattr(handle, "_callback", None) is _encrypt_due:
+            handle._args[0]._turn_ends()

@@ -7,9 +7,9 @@ import contextlib
 import ssl
 
 import pytest
-from peers import until
+from peers import Serving, tls_contexts, until
 from test_fastpath_tls import ERRORS, SPOILT, collect, native, spoiling
-from tls import SlowPeer, in_thread, server_context
+from tls import HOST, SlowPeer, in_thread, server_context
 
 import pyloop
 
@@ -81,6 +81,24 @@ def test_what_pause_writing_does_comes_behind_what_was_sent(run, act):
 
 
 # ---- ends ----
+
+
+def test_send_then_loop_stop_sends(loop):
+    serving = Serving(ssl=tls_contexts()[0])
+    loop.run_until_complete(serving.__aenter__())
+    port, context = serving.server.port, tls_contexts()[1]
+    dialling = loop.run_in_executor(None, lambda: pyloop.dial(HOST, port, ssl=context, timeout=10))
+    with loop.run_until_complete(dialling) as peer:
+        conn = loop.run_until_complete(serving.conn())
+
+        def last_words():
+            conn.send(b"sent")
+            loop.stop()
+
+        loop.call_soon(last_words)
+        loop.run_forever()
+        assert peer.receive() == b"sent"  # the loop does not run
+    loop.run_until_complete(serving.__aexit__())
 
 
 def test_what_close_cannot_encrypt_aborts(run):
