@@ -149,6 +149,7 @@ class TLSConnection(Connection):
         except ssl.SSLError as exc:
             failed = exc
         self._decrypted(ended, failed)
+        failed = None  # whose traceback keeps this frame
 
     def _decrypted(self, ended: bool, exc: ssl.SSLError | None) -> None:
         """Mind the rest once the records were read, or one of them could not be."""
