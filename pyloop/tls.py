@@ -44,6 +44,10 @@ class TLSConnection(Connection):
         "_timer",
     )
 
+    def __init_subclass__(cls) -> None:
+        # The fast path knows this very class: of another it would send what is to be encrypted.
+        raise TypeError("nothing can be derived from TLSConnection")
+
     def __init__(self, ptr: Any, ident: int, owner: Owner, peer: Any) -> None:
         super().__init__(ptr, ident, owner, peer)
         self._ssl: Any = None

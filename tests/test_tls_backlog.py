@@ -12,6 +12,7 @@ from test_fastpath_tls import ERRORS, SPOILT, collect, native, spoiling
 from tls import HOST, SlowPeer, in_thread, server_context
 
 import pyloop
+from pyloop.tls import TLSConnection
 
 RECORD_BYTES = 16 * 1024
 HIGH_WATER = 64 * 1024
@@ -162,3 +163,8 @@ def test_who_has_closed_is_not_told_to_pause(run):
             assert await in_thread(collect, peer) == b"".join(made[0].sent)
 
     run(main())
+
+
+def test_nothing_is_derived_whose_plaintext_would_go_out():
+    with pytest.raises(TypeError, match=r"^nothing can be derived from TLSConnection$"):
+        type("Derived", (TLSConnection,), {})
