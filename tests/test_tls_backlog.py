@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import time
 
 import pytest
-from peers import Serving, tls_contexts, until
+from peers import Serving, peer_of, tls_contexts, until
 from test_fastpath_tls import ERRORS, SPOILT, collect, native, spoiling
 from tls import HOST, SlowPeer, in_thread, server_context
 
@@ -77,6 +78,29 @@ def test_what_pause_writing_does_comes_behind_what_was_sent(run, act):
             back = await in_thread(collect, peer)
             sent = b"".join(made[0].sent)
             assert len(back) == len(sent) and back == sent
+
+    run(main())
+
+
+# ---- limits ----
+
+IDLE = 0.4
+"""An idle_timeout: long beside a turn of a busy loop, short for a test."""
+
+
+def test_answer_that_was_long_in_the_making_is_output_that_leaves(run):
+    async def handler(conn):
+        async for message in conn:
+            time.sleep(1.5 * IDLE)  # it keeps the loop busy
+            conn.send(message)
+
+    async def main():
+        server = pyloop.Server(
+            handler, framing=pyloop.Lines(), ssl=tls_contexts()[0], idle_timeout=IDLE
+        )
+        async with server, peer_of(server, ssl=tls_contexts()[1]) as (reader, writer):
+            writer.write(b"line\n")
+            assert await reader.readline() == b"line\n"
 
     run(main())
 
