@@ -75,6 +75,8 @@ int pl_conn_admit(struct pl_loop *loop, uint64_t id, size_t waiting)
         return rc;
     rc = admit(loop, c, waiting);
     c->group->counters->messages_out += rc == 0;
+    if (rc == 0 && c->group->options.idle_timeout && !(c->flags & CONN_BLOCKED))
+        c->active_ns = sock_now(); /* it leaves, but only with the flush after the next wait */
     return rc;
 }
 

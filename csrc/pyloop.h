@@ -238,7 +238,8 @@ int pl_conn_send_mapped(struct pl_loop *loop, uint64_t id, struct pl_mapping *m,
                         size_t len, int framed);
 
 /* A message for a PL_TLS conn is about to be encrypted, and `waiting` bytes of plaintext wait for the
- * handshake. Counts it, or refuses as pl_conn_send: -ESTALE, -EPIPE, PL_E_WRITE_LIMIT. */
+ * handshake or the turn's end. Counts it, also as output that leaves, or refuses as pl_conn_send: -ESTALE,
+ * -EPIPE, PL_E_WRITE_LIMIT. */
 int pl_conn_admit(struct pl_loop *loop, uint64_t id, size_t waiting);
 
 /* What stands before and after a message of the conn, as pl_framing_wrap says it; -ESTALE. */

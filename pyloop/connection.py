@@ -125,7 +125,7 @@ class Connection(ConnectionBase):
             raise failure(code, self._ptr)
 
     def _pause_writing(self) -> None:
-        if self._writable is None:
+        if self._writable is None and not self._gate & CLOSED:  # TLS has more to send then
             self._writable = asyncio.Event()
             if isinstance(self._target, Protocol):
                 self._guard(self._target.pause_writing)  # in the context of who sends

@@ -30,6 +30,7 @@ from pyloop.running import Running, Turn, wait_ns
 from pyloop.sock_calls import SocketCalls
 from pyloop.streams import Acceptor, Streams
 from pyloop.subprocesses import Subprocesses
+from pyloop.tls import encrypt_now
 from pyloop.watches import Watches
 
 if TYPE_CHECKING:
@@ -252,6 +253,8 @@ class Loop(Turn, SocketCalls, Streams, Pipes, DatagramCalls, Subprocesses, Runni
         self._core.dispatch.taken = self._counters.events  # whatever another kind of turn has lost
 
     def _flush(self) -> None:
+        if self._ready and not is_foreign(self._core.ptr):
+            encrypt_now(self._ready)
         lib.pl_loop_flush(self._core.ptr)
 
     def _own_wakeup_fd(self) -> int:

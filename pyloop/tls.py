@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pyloop.connection import Connection
@@ -24,7 +24,7 @@ from pyloop.mapping import MappedView
 from pyloop.protocol import Owner, log
 from pyloop.records import decrypt
 
-__all__ = ["TLSConnection"]
+__all__ = ["TLSConnection", "encrypt_now"]
 
 _ENOUGH_BYTES = 16 * 1024  # of plaintext for a record
 
@@ -43,6 +43,10 @@ class TLSConnection(Connection):
         "_ssl",
         "_timer",
     )
+
+    def __init_subclass__(cls) -> None:
+        # The fast path knows this very class: of another it would send what is to be encrypted.
+        raise TypeError("nothing can be derived from TLSConnection")
 
     def __init__(self, ptr: Any, ident: int, owner: Owner, peer: Any) -> None:
         super().__init__(ptr, ident, owner, peer)
@@ -149,6 +153,7 @@ class TLSConnection(Connection):
         except ssl.SSLError as exc:
             failed = exc
         self._decrypted(ended, failed)
+        failed = None  # whose traceback keeps this frame
 
     def _decrypted(self, ended: bool, exc: ssl.SSLError | None) -> None:
         """Mind the rest once the records were read, or one of them could not be."""
@@ -203,10 +208,10 @@ class TLSConnection(Connection):
         if not self._ready:
             return
         if len(self._backlog) >= _ENOUGH_BYTES:
-            self._encrypt()
+            self._guard(self._encrypt)  # what was sent before would be gone too
         elif not self._due:
             self._due = True
-            self._owner.loop.call_soon(self._turn_ends)
+            self._owner.loop.call_soon(_encrypt_due, self)
 
     def _turn_ends(self) -> None:
         self._due = False
@@ -249,7 +254,7 @@ class TLSConnection(Connection):
         if not self._ready and self._backlog:
             return  # the handshake, or its time-out, goes on to close it
         if self._ready:
-            self._encrypt()
+            self._guard(self._encrypt)
             try:
                 self._ssl.unwrap()  # sends close_notify; the peer's is not waited for
             except (ssl.SSLError, ValueError):
@@ -276,5 +281,14 @@ class TLSConnection(Connection):
             )
 
 
+_encrypt_due: Any = TLSConnection._turn_ends
 if fastpath is not None:
     fastpath.use_tls_connection(TLSConnection, ssl.SSLError)
+    _encrypt_due = fastpath.encrypt_due
+
+
+def encrypt_now(handles: Iterable[Any]) -> None:
+    """Encrypt at once what some of these handles, which are to run, were to encrypt."""
+    for handle in tuple(handles):
+        if getattr(handle, "_callback", None) is _encrypt_due:
+            handle._args[0]._turn_ends()

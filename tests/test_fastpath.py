@@ -302,7 +302,8 @@ def test_task_that_cannot_be_made_is_refused(loop):
     with pytest.raises(TypeError, match="a coroutine was expected, got 1"):
         loop.create_task(1)
     coro = nothing()
-    for arguments, options in (((), {}), ((coro, "name"), {}), ((coro,), {"no": 1})):
+    wrong = (((), {}), ((coro, "name"), {}), ((coro,), {"no": 1}), ((coro,), {"loop": loop}))
+    for arguments, options in wrong:
         with pytest.raises(TypeError):
             loop.create_task(*arguments, **options)
     loop.close()

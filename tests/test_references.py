@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
+import socket
+import ssl
 import sys
 import weakref
 
@@ -164,8 +167,9 @@ def test_client_is_freed_when_it_ends(run, tls, how):
 
 
 @pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("how", ["close", "cut"])
 @pytest.mark.parametrize("name", ["function", "Echo", "conversation"])
-def test_tls_connection_is_freed_when_it_ends(run, name):
+def test_tls_connection_is_freed_when_it_ends(run, name, how):
     async def main():
         ours, theirs = tls_contexts()
         born = Born()
@@ -175,6 +179,10 @@ def test_tls_connection_is_freed_when_it_ends(run, name):
             async with peer_of(server, ssl=theirs) as (reader, writer):
                 writer.write(b"x\n")
                 assert await reader.readline() == b"x\n"
+                if how == "cut":  # without notice
+                    writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
+                    with contextlib.suppress(ssl.SSLError):  # what OpenSSL has to say about it
+                        await reader.read()
         await settled(server, born)
 
     run(main())

@@ -147,6 +147,8 @@ static int schedule(struct endpoint *c, Py_ssize_t waiting)
     PyObject *self = (PyObject *)c, *got = NULL;
     if (waiting >= RECORD_BYTES) {
         got = PyObject_CallMethodNoArgs(self, st->s_encrypt);
+        if (!got)
+            return walk_fail(st, self); /* what was sent before is gone too */
     } else if (is_true(c, st->s_due)) {
         return 0;
     } else {
@@ -212,12 +214,12 @@ static int encrypt(struct endpoint *c, PyObject *plain)
     size_t len = (size_t)PyBytes_GET_SIZE(cipher);
     int code = st->api->conn_write(c->core, c->id, (const uint8_t *)PyBytes_AS_STRING(cipher), len);
     Py_DECREF(cipher);
-    if (code && tell(c, st->s_sent, PyLong_FromLong(code), PyLong_FromSize_t(len)) < 0)
-        return -1;
     Py_ssize_t all = PyByteArray_GET_SIZE(plain);
-    return count < all ? tell(c, st->s_not_encrypted, Py_NewRef(Py_None),
-                              PySequence_GetSlice(plain, count, all))
-                       : 0;
+    /* The rest first: whoever is told to pause may send more, or close. */
+    if (count < all && tell(c, st->s_not_encrypted, Py_NewRef(Py_None),
+                            PySequence_GetSlice(plain, count, all)) < 0)
+        return -1;
+    return code ? tell(c, st->s_sent, PyLong_FromLong(code), PyLong_FromSize_t(len)) : 0;
 }
 
 PyObject *cipher_encrypt_due(PyObject *module, PyObject *conn)

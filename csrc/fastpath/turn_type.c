@@ -40,7 +40,20 @@ static PyObject *turn_create_future(PyObject *self, PyObject *Py_UNUSED(nothing)
     return PyObject_Vectorcall(st->Future, &self, 0, st->loop_names);
 }
 
-/* Task(coro, loop=self, **named): at most `name` and `context`, which is not looked at here. */
+/* Only `name` and `context`? Task takes more than a loop does. */
+static bool are_known(PyObject *named)
+{
+    Py_ssize_t count = named ? PyTuple_GET_SIZE(named) : 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *name = PyTuple_GET_ITEM(named, i);
+        if (PyUnicode_CompareWithASCIIString(name, "name") != 0 &&
+            PyUnicode_CompareWithASCIIString(name, "context") != 0)
+            return false;
+    }
+    return count <= 2;
+}
+
+/* Task(coro, loop=self, **named) */
 static PyObject *new_task(const struct state *st, PyObject *self, PyObject *const *args,
                           PyObject *named)
 {
@@ -62,8 +75,7 @@ static PyObject *turn_create_task(PyObject *self, PyObject *const *args, Py_ssiz
 {
     struct turn *t = (struct turn *)self;
     bool has_factory = t->task_factory && t->task_factory != Py_None;
-    Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
-    if (has_factory || t->debug || t->closed || count != 1 || named > 2)
+    if (has_factory || t->debug || t->closed || count != 1 || !are_known(names))
         return turn_call_twin(t, TWIN_CREATE_TASK, args, count, names);
     return new_task(t->st, self, args, names);
 }
