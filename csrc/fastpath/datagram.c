@@ -49,7 +49,8 @@ static PyObject *look_up(PyObject *dict, PyObject *key)
 /* ---- sending ---- */
 
 /* The Python method gets the same arguments. */
-static PyObject *send_other(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
+static PyObject *send_other(PyObject *self, PyObject *const *args, Py_ssize_t count,
+                            PyObject *names)
 {
     PyObject *method = PyObject_GetAttr(self, of(self)->st->s_send_other);
     PyObject *got = method ? PyObject_Vectorcall(method, args, (size_t)count, names) : NULL;
