@@ -20,6 +20,7 @@ const struct pl_api *pl_api(void)
         .conn_receive = pl_conn_receive,
         .conn_pause = pl_conn_pause,
         .conn_resume = pl_conn_resume,
+        .dgram_send = pl_dgram_send,
     };
     return &api;
 }

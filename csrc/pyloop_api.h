@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define PL_API_VERSION 2
+#define PL_API_VERSION 3
 
 struct pl_loop;
 struct pl_event;
@@ -31,6 +31,8 @@ struct pl_api {
     int64_t (*conn_receive)(struct pl_loop *loop, uint64_t id, uint8_t *data, size_t len);
     int (*conn_pause)(struct pl_loop *loop, uint64_t id);
     int (*conn_resume)(struct pl_loop *loop, uint64_t id);
+    int (*dgram_send)(struct pl_loop *loop, uint64_t id, const uint8_t *data, size_t len,
+                      const uint8_t *addr, size_t addr_len);
 };
 
 /* cffi: begin */

@@ -11,7 +11,7 @@ import errno
 import socket
 from typing import Any
 
-from pyloop.core import MEMORY, failure, lib
+from pyloop.core import MEMORY, failure, ffi, lib
 from pyloop.datagrams import HEAD_BYTES, DatagramTransport
 from pyloop.dispatch import Dispatch
 from pyloop.sockaddr import FAMILIES, AddressBook
@@ -25,7 +25,7 @@ class Datagrams:
     def __init__(self, dispatch: Dispatch) -> None:
         self.book = AddressBook()
         self._dispatch = dispatch
-        self._transports: list[DatagramTransport | None] = []
+        self._transports: list[DatagramTransport | None] = dispatch.datagrams
         kinds = {
             lib.PL_EV_DATAGRAM: self._received,
             lib.PL_EV_DATAGRAM_ERROR: self._error,
@@ -44,6 +44,9 @@ class Datagrams:
 
     def _cut_off(self) -> None:
         """The core ends: transports that nobody else holds close their sockets, and warn."""
+        for transport in self._transports:
+            if transport is not None:
+                transport._ptr = ffi.NULL
         self._transports.clear()
 
     # ---- what the kinds mean: each takes (slot, start, end) ----
@@ -53,7 +56,7 @@ class Datagrams:
         try:
             return self.book.senders[head]
         except KeyError:
-            return self.book.unpack(transport._family, head)
+            return transport._unpack(head)
 
     def _received(self, slot: int, start: int, end: int) -> None:
         transport: Any = self._transports[slot]
@@ -62,11 +65,11 @@ class Datagrams:
             transport._received(data, sender)
             return
         try:
-            transport._run(transport._protocol.datagram_received, data, sender)
+            transport._context.run(transport._protocol.datagram_received, data, sender)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
-            transport._report("datagram_received", exc)
+            transport._fail(exc)
 
     def _cut(self, slot: int, start: int, end: int) -> None:
         transport: Any = self._transports[slot]
@@ -112,7 +115,7 @@ class DatagramCalls:
         transport = DatagramTransport(loop, self._datagrams.book, sock, protocol, address, extra)
         self._datagrams.add(transport)
         loop._transports[sock.fileno()] = transport  # so that add_reader refuses the fd
-        loop.call_soon(transport._run, protocol.connection_made, transport)
+        loop.call_soon(transport._context.run, protocol.connection_made, transport)
         loop.call_soon(transport._catch_up)
         if waiter is not None:
             loop.call_soon(_release, waiter)

@@ -1,6 +1,7 @@
 """The datagram transport of pyloop.Loop: a face over a dgram of the core, which it names by id.
 
-`datagram_calls.py` makes it, and calls the methods with a leading underscore.
+`datagram_calls.py` makes it, and calls the methods with a leading underscore. What is hot, of both,
+has its twin in csrc/fastpath/datagram.c.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ import asyncio
 import asyncio.trsock
 import collections
 import contextlib
-import contextvars
 import errno
 import socket
 import warnings
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from typing import Any
 
 from pyloop.core import failure, ffi, is_foreign, lib
+from pyloop.fast import fastpath, own
 from pyloop.protocol import log
 from pyloop.sockaddr import AddressBook
 
@@ -39,7 +41,68 @@ _OTHER_SIZES: tuple[int, int] = (lib.PL_DATAGRAM_MAX, HEAD_BYTES)
 _OPEN, _HELD, _CLOSING, _ABORTED = range(4)
 
 
-class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
+class DatagramBase(asyncio.DatagramTransport):
+    """What is hot in a datagram transport: the fields of the walk, and sending."""
+
+    __slots__ = (
+        *("_context", "_id", "_protocol", "_ptr", "_senders", "_state", "_unread"),
+        *("_address", "_packed", "_to"),
+    )
+
+    _ptr: Any
+    _id: int
+    _context: Context
+    _protocol: Any
+    _state: int
+    _senders: dict[bytes, Any]
+    _unread: int
+    _address: Any
+    _packed: dict[Any, bytes]
+    _to: bytes | None
+
+    def sendto(self, data: Any, addr: Any = None) -> None:
+        """Queue one datagram; it leaves with the loop's next turn.
+
+        What the kernel says against it, and a host that is not known, goes to the protocol's
+        error_received.
+
+        Args:
+            data: bytes-like, taken as it is now; may be empty.
+            addr: as socket.sendto takes it; None: the address that the transport was made with.
+                A host name is looked up here, which blocks, as in asyncio.
+
+        Raises:
+            TypeError, OverflowError: `data` is not bytes-like, or `addr` no address.
+            ValueError: another address than the transport was made with.
+            RuntimeError: called from another thread, or in a forked child.
+        """
+        if type(data) is not bytes or (addr is not None and self._address is not None):
+            return self._send_other(data, addr)
+        to = self._to
+        if to is None:
+            try:
+                to = self._packed[addr]
+            except (KeyError, TypeError):
+                return self._send_other(data, addr)
+        code = _send(self._ptr, self._id, data, len(data), to, len(to))
+        if code:
+            self._sent(code)
+
+    def _send_other(self, data: Any, addr: Any = None) -> None:
+        """Send what is not simply bytes, or not to an address met before."""
+        raise NotImplementedError  # abstract: addresses are DatagramTransport's
+
+    def _sent(self, code: int) -> None:
+        """Act on what the core said to a datagram that was not simply queued."""
+        raise NotImplementedError  # abstract: flow control is DatagramTransport's
+
+
+if fastpath is not None:
+    DatagramBase = fastpath.DatagramBase  # type: ignore[misc]
+
+
+@own
+class DatagramTransport(DatagramBase, asyncio.Transport):
     """A datagram socket of a pyloop.Loop: what create_datagram_endpoint returns.
 
     What `sendto` queues leaves with the loop's next turn, in as few system calls as there are
@@ -48,24 +111,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
 
     __slots__ = (
         "__weakref__",
-        "_address",
-        "_book",
-        "_core",
-        "_drops",
-        "_family",
-        "_full",
-        "_held",
-        "_id",
-        "_limits",
-        "_loop",
-        "_packed",
-        "_paused",
-        "_protocol",
-        "_run",
-        "_sock",
-        "_state",
-        "_to",
-        "_unread",
+        *("_book", "_drops", "_family", "_full", "_held", "_limits", "_loop", "_paused", "_sock"),
     )
 
     def __init__(
@@ -80,11 +126,11 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         self._sock: socket.socket | None = None  # for __del__, should a line below raise
         super().__init__(extra)
         self._loop = loop
-        self._core = loop._core
+        self._ptr = loop._core.ptr
         self._book = book
-        self._packed = book.packed[sock.family]
+        self._packed, self._senders = book.packed[sock.family], book.senders
         self._protocol = protocol
-        self._run = contextvars.copy_context().run  # calls the protocol in its context
+        self._context = copy_context()  # in which the protocol is called
         self._state = _HELD  # until connection_made has been called
         self._held: collections.deque[tuple[bytes, Any]] = collections.deque()
         self._paused = False
@@ -97,8 +143,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         most, head = _SIZES.get(sock.family, _OTHER_SIZES)
         self._unread = HEAD_BYTES - head
         fd, ident = sock.fileno(), ffi.new("uint64_t *")
-        self._core.check_fd(lib.pl_dgram_open(self._core.ptr, fd, most, ident), fd)
-        self._id: int = ident[0]
+        loop._core.check_fd(lib.pl_dgram_open(self._ptr, fd, most, ident), fd)
+        self._id = ident[0]
         self._sock = sock
 
     def _destination(self, sock: socket.socket) -> bytes | None:
@@ -129,39 +175,18 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
 
     # ---- sending ----
 
-    def sendto(self, data: Any, addr: Any = None) -> None:
-        """Queue one datagram; it leaves with the loop's next turn.
-
-        What the kernel says against it, and a host that is not known, goes to the protocol's
-        error_received.
-
-        Args:
-            data: bytes-like, taken as it is now; may be empty.
-            addr: as socket.sendto takes it; None: the address that the transport was made with.
-                A host name is looked up here, which blocks, as in asyncio.
-
-        Raises:
-            TypeError, OverflowError: `data` is not bytes-like, or `addr` no address.
-            ValueError: another address than the transport was made with.
-            RuntimeError: called from another thread, or in a forked child.
-        """
-        if type(data) is not bytes:
-            if not isinstance(data, bytes | bytearray | memoryview):
-                kind = type(data).__name__
-                raise TypeError(f"data argument must be a bytes-like object, not {kind!r}")
-            data = bytes(data)
+    def _send_other(self, data: Any, addr: Any = None) -> None:
+        if not isinstance(data, bytes | bytearray | memoryview):
+            kind = type(data).__name__
+            raise TypeError(f"data argument must be a bytes-like object, not {kind!r}")
         address = self._address
         if address is not None and addr is not None and addr != address:
             raise ValueError(f"Invalid address: must be None or {address}")
-        to = self._to
+        to = self._encode(addr) if self._to is None else self._to
         if to is None:
-            try:
-                to = self._packed[addr]
-            except (KeyError, TypeError):
-                to = self._encode(addr)
-                if to is None:
-                    return
-        code = _send(self._core.ptr, self._id, data, len(data), to, len(to))
+            return
+        data = bytes(data)
+        code = _send(self._ptr, self._id, data, len(data), to, len(to))
         if code:
             self._sent(code)
 
@@ -171,6 +196,8 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             return b""
         if addr is None:
             raise TypeError("sendto() needs an address: the transport is not connected")
+        with contextlib.suppress(KeyError, TypeError):
+            return self._packed[addr]
         try:
             return self._book.pack(self._family, addr)
         except OSError as exc:
@@ -178,7 +205,6 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             return None
 
     def _sent(self, code: int) -> None:
-        """Act on what the core said to a datagram that was not simply queued."""
         if code == 1:
             self._pause_writing()
         elif code in (-errno.EPIPE, -errno.ESTALE):
@@ -186,7 +212,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             if self._drops == _DROPS_LOGGED:
                 log.warning("sendto() on a closed transport: %r", self)
         else:
-            raise failure(code, self._core.ptr)
+            raise failure(code, self._ptr)
 
     def _pause_writing(self) -> None:
         if self._full:
@@ -207,7 +233,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         """Return the bytes that are queued, and eight more for each datagram."""
-        queued: int = lib.pl_dgram_queued(self._core.ptr, self._id)
+        queued: int = lib.pl_dgram_queued(self._ptr, self._id)
         return max(0, queued)
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
@@ -228,7 +254,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
         self._limits = low, high
         most = 1 << 63
-        code = lib.pl_dgram_limit(self._core.ptr, self._id, min(high, most), min(low, most))
+        code = lib.pl_dgram_limit(self._ptr, self._id, min(high, most), min(low, most))
         if code and code != -errno.ESTALE:
             self._sent(code)
 
@@ -241,7 +267,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     def pause_reading(self) -> None:
         """Deliver no more; the kernel keeps what comes while it has room for it."""
         if self.is_reading():
-            self._check(lib.pl_dgram_read(self._core.ptr, self._id, 0))
+            self._check(lib.pl_dgram_read(self._ptr, self._id, 0))
             self._paused, self._state = True, _HELD
 
     def resume_reading(self) -> None:
@@ -259,7 +285,11 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             self._tell("datagram_received", *self._held.popleft())
         else:
             self._state = _OPEN
-            self._check(lib.pl_dgram_read(self._core.ptr, self._id, 1))
+            self._check(lib.pl_dgram_read(self._ptr, self._id, 1))
+
+    def _unpack(self, head: bytes) -> Any:
+        """Return a sender that was not met lately, from what stands before the datagram."""
+        return self._book.unpack(self._family, head)
 
     def _received(self, data: bytes, sender: Any) -> None:
         """Take a datagram while the state is not open."""
@@ -282,7 +312,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         self._end(lib.pl_dgram_abort, _ABORTED)
 
     def _end(self, call: Callable[[Any, int], int], state: int) -> None:
-        ptr = self._core.ptr
+        ptr = self._ptr
         self._check(call(ptr, self._id))
         self._state = state
         if self._sock is not None and (ptr == ffi.NULL or is_foreign(ptr)):
@@ -291,7 +321,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
 
     def _check(self, code: int) -> None:
         if code < 0 and code != -errno.ESTALE:
-            raise failure(code, self._core.ptr)
+            raise failure(code, self._ptr)
 
     # ---- the protocol ----
 
@@ -311,7 +341,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
     def _tell(self, what: str, *args: Any) -> None:
         """Call a method of the protocol; what it raises ends nothing."""
         try:
-            self._run(getattr(self._protocol, what), *args)
+            self._context.run(getattr(self._protocol, what), *args)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
@@ -326,6 +356,10 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
         }
         self._loop.call_exception_handler(context)
 
+    def _fail(self, exc: BaseException) -> None:
+        """The protocol raised it when it got a datagram."""
+        self._report("datagram_received", exc)
+
     def _failed(self, exc: Exception) -> None:
         """A datagram was not sent, or could not be received."""
         self._tell_open("error_received", exc)
@@ -338,6 +372,7 @@ class DatagramTransport(asyncio.DatagramTransport, asyncio.Transport):
             self._tell("connection_lost", failure(reason) if reason else None)
         finally:
             self._protocol = None
+            self._ptr = ffi.NULL
             if sock is not None and reason == -errno.EBADF:
                 sock.detach()  # the number may be another file's by now
             elif sock is not None:

@@ -31,6 +31,8 @@ class Walk:
         """Of the events that the core has counted, those that came here."""
         self.unfinished = False
         """Has the last walk not reached the end of its batch?"""
+        self.datagrams: list[Any] = []
+        """The datagram transports, by the slots of their ids: datagram_calls.py enters them."""
         self._table: list[Any] = []
         self._count = 0
         self._view = memoryview(ffi.buffer(lib.pl_loop_events(ptr), _BATCH_BYTES))

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from encryption import encrypted, encrypted_native
+from packets import WRITABLE, datagrams
 
 import pyloop
 
@@ -220,12 +221,6 @@ class Ended(asyncio.Protocol):
         self.lost.set_result(None)
 
 
-WRITABLE: tuple[Any, ...] = (
-    *(b"bytes", bytearray(b"array"), memoryview(b"view")),
-    *(memoryview(bytearray(20))[::2], b"", "refused", None, [b"refused"]),
-)
-
-
 def written(loop: pyloop.Loop, count: int) -> None:
     """Bytes of every type, and what is refused, also when it is closed."""
 
@@ -332,7 +327,7 @@ OPERATIONS: list[Callable[[pyloop.Loop, int], None]] = [
     *(soon, soon_with_arguments, soon_cancelled, cancelled_after_it_ran, later_cancelled),
     *(later_fired, at_fired, from_a_thread, raising, exiting, refused, weakly_referred_to),
     *(in_debug_mode, tasks, cycles, watchers, loops),
-    *(written, received, made_and_lost, native, encrypted, encrypted_native),
+    *(written, received, made_and_lost, datagrams, native, encrypted, encrypted_native),
 ]
 
 

@@ -240,3 +240,66 @@ def test_every_allocation_that_fails_under_tls_ends_no_more_than_a_connection(ba
     with Child(SCRIPT + ENCRYPTED, backend, face) as child:
         assert child.next()["ended"] > 3
         assert child.finish() == 0, child.errors()
+
+
+DATAGRAMS = """
+    class Echo(asyncio.DatagramProtocol):
+        def datagram_received(self, data, addr):
+            self.transport.sendto(data, addr)
+            self.transport.sendto(data, addr=addr)
+
+        def connection_made(self, transport):
+            self.transport = transport
+
+    made = loop.create_datagram_endpoint(Echo, local_addr=("127.0.0.1", 0))
+    transport, _ = loop.run_until_complete(made)
+    address = transport.get_extra_info("sockname")
+    sock = socket.socket(type=socket.SOCK_DGRAM)
+    sock.setblocking(False)
+
+    def answers():
+        count = 0
+        try:
+            while True:
+                count += sock.recv(100) == b"data"
+        except BlockingIOError:
+            return count
+
+    def received():
+        for _ in range(3):
+            turn()
+        answers()
+        if FORGET:
+            transport._senders.clear()
+            transport._packed.clear()
+        for _ in range(3):
+            sock.sendto(b"data", address)
+        loop.call_soon(int)
+
+    told = {}
+    for FORGET in (False, True):
+        received()
+        told[str(FORGET)] = failures(message, received)
+    for _ in range(3):
+        turn()
+    answers()
+    sock.sendto(b"data", address)
+    count = 0
+    for _ in range(1000):
+        turn()
+        count += answers()
+        if count == 2:
+            break
+    assert count == 2, count
+    sock.close()
+    transport.abort()
+    turn()
+    loop.close()
+    say(**told)
+"""
+
+
+def test_datagrams_without_memory_are_lost_and_the_transport_goes_on(backend):
+    with Child(SCRIPT + DATAGRAMS, backend) as child:
+        assert set(child.next()) == {"False", "True"}
+        assert child.finish() == 0, child.errors()

@@ -45,7 +45,7 @@ struct free_list {
 struct state {
     const struct pl_api *api;
     PyTypeObject *Ready, *Handle, *TimerHandle, *Turn, *Walk, *ConnectionBase, *TransportBase,
-        *Inbox, *Awaiting, *TLSTransportBase;
+        *Inbox, *Awaiting, *TLSTransportBase, *DatagramBase;
     struct handle_places handle;  /* in asyncio.Handle */
     PyObject *twins[TWIN_COUNT];  /* NULL before use_running */
     PyObject *deliver, *call_it, *feed_buffered; /* pyloop's functions, which the walk knows; NULL before use_core */
@@ -64,6 +64,7 @@ struct state {
         *s_send_other, *s_written, *s_write_other, *s_owner, *s_loop, *s_create_future, *s_done,
         *s_set_result, *s_pause, *s_resume, *s_inbox, *s_drained;
     PyObject *s_read, *s_write, *s_pending, *s_data_received, *s_call_soon;
+    PyObject *s_datagram_received, *s_unpack;
     PyObject *s_ssl, *s_backlog, *s_due, *s_is_ready, *s_fed, *s_decrypted, *s_encrypt,
         *s_not_encrypted, *s_turn_ends;
     /* of a TLSConnection */ /* of what speaks TLS */
@@ -78,7 +79,7 @@ struct state {
 
 #define FAST(function) ((PyCFunction)(void (*)(void))(function)) /* METH_FASTCALL in a PyMethodDef */
 
-extern PyMethodDef connection_methods[], transport_methods[], turn_methods[];
+extern PyMethodDef connection_methods[], transport_methods[], turn_methods[], datagram_methods[];
 extern struct PyModuleDef fastpath_module;
 
 static inline struct state *state_of(PyTypeObject *type) /* one of the module's own types, no subclass */
@@ -104,6 +105,7 @@ int endpoint_setup(PyObject *module, struct state *st);
 int inbox_setup(PyObject *module, struct state *st);
 int awaiting_setup(PyObject *module, struct state *st);
 int tls_setup(PyObject *module, struct state *st);
+int datagram_setup(PyObject *module, struct state *st);
 
 PyObject *exception_take(void); /* the current one, normalized, with its traceback; no longer set */
 
@@ -293,12 +295,18 @@ struct walk {
     struct endpoint **table; /* by slot: NULL or a reference */
     uint32_t table_cap;
     PyObject *others; /* a list: what to call for a kind with (slot, start, end) */
+    PyObject *datagrams; /* a list: the datagram transports, or None, by slot */
 };
 
 /* A transport's input is there to be received into its protocol's buffer. 0, or -1: SystemExit, KeyboardInterrupt. */
 int deliver_readable(struct endpoint *c);
 
-/* What was raised ends its connection only. 0, or -1: it is still set. */
+/* PL_EV_DATAGRAM, and those behind it for the same transport. 1; 0: let Python do it; -1: SystemExit,
+ * KeyboardInterrupt. */
+int datagram_received(struct walk *w, const struct pl_event *e);
+
+/* What was raised is its connection's only, or its datagram transport's: that is told to _fail(). 0, or -1: it is
+ * still set. */
 int walk_fail(const struct state *st, PyObject *conn);
 
 void walk_begin(struct walk *w, uint32_t count);

@@ -56,6 +56,8 @@ static const struct {
     {"write", offsetof(struct state, s_write)},
     {"pending", offsetof(struct state, s_pending)},
     {"data_received", offsetof(struct state, s_data_received)},
+    {"datagram_received", offsetof(struct state, s_datagram_received)},
+    {"_unpack", offsetof(struct state, s_unpack)},
     {"_state", offsetof(struct state, s_state)},
     {"_sslobj", offsetof(struct state, s_sslobj)},
     {"_incoming", offsetof(struct state, s_incoming)},
@@ -207,6 +209,7 @@ static PyObject *own(PyObject *module, PyObject *cls)
         PyMethodDef *methods;
     } bases[] = {{st->ConnectionBase, connection_methods},
                  {st->TransportBase, transport_methods},
+                 {st->DatagramBase, datagram_methods},
                  {st->Turn, turn_methods}};
     for (size_t i = 0; i < Py_ARRAY_LENGTH(bases); i++) {
         if (!PyType_IsSubtype(type, bases[i].base))
@@ -236,7 +239,7 @@ static int fastpath_exec(PyObject *module)
         return -1;
     if (inbox_setup(module, st) < 0 || awaiting_setup(module, st) < 0)
         return -1;
-    return tls_setup(module, st);
+    return tls_setup(module, st) < 0 ? -1 : datagram_setup(module, st);
 }
 
 static int fastpath_traverse(PyObject *module, visitproc visit, void *arg)
@@ -252,6 +255,7 @@ static int fastpath_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(st->Inbox);
     Py_VISIT(st->Awaiting);
     Py_VISIT(st->TLSTransportBase);
+    Py_VISIT(st->DatagramBase);
     Py_VISIT(st->tls_connection);
     Py_VISIT(st->tls_error);
     Py_VISIT(st->encrypt_due);
@@ -297,6 +301,7 @@ static int fastpath_clear(PyObject *module)
     Py_CLEAR(st->Inbox);
     Py_CLEAR(st->Awaiting);
     Py_CLEAR(st->TLSTransportBase);
+    Py_CLEAR(st->DatagramBase);
     Py_CLEAR(st->tls_connection);
     Py_CLEAR(st->tls_error);
     Py_CLEAR(st->encrypt_due);

@@ -146,7 +146,9 @@ static int deliver_event(struct walk *w, const struct pl_event *e)
     struct endpoint *c = e->slot < w->table_cap ? w->table[e->slot] : NULL;
     if (e->kind == PL_EV_READABLE && c)
         return deliver_readable(c);
-    int rc = e->kind == PL_EV_CIPHER && c ? cipher_received(c, e) : 0;
+    int rc = e->kind == PL_EV_DATAGRAM ? datagram_received(w, e) : 0;
+    if (e->kind == PL_EV_CIPHER && c)
+        rc = cipher_received(c, e);
     if (rc != 0)
         return rc < 0 ? -1 : 0;
     return e->kind == PL_EV_NONE ? 0 : deliver_other(w, e);
@@ -181,8 +183,9 @@ static int walk_init(PyObject *self, PyObject *args, PyObject *Py_UNUSED(kwargs)
     for (Py_ssize_t i = 0; i < KINDS; i++)
         PyList_SET_ITEM(others, i, Py_NewRef(nothing));
     Py_XSETREF(w->others, others);
+    Py_XSETREF(w->datagrams, PyList_New(0));
     w->events = w->st->api->loop_events(core);
-    return 0;
+    return w->datagrams ? 0 : -1;
 }
 
 static PyObject *walk_begin_py(PyObject *self, PyObject *count)
@@ -314,6 +317,7 @@ static int walk_traverse(PyObject *self, visitproc visit, void *arg)
     for (uint32_t i = 0; i < w->table_cap; i++)
         Py_VISIT(w->table[i]);
     Py_VISIT(w->others);
+    Py_VISIT(w->datagrams);
     return 0;
 }
 
@@ -328,6 +332,7 @@ static int walk_clear(PyObject *self)
         Py_XDECREF(table[i]);
     PyMem_Free(table);
     Py_CLEAR(w->others);
+    Py_CLEAR(w->datagrams);
     return 0;
 }
 
@@ -363,6 +368,8 @@ static PyMemberDef members[] = {
      "Of the events that the core has counted, those that came here."},
     {"_others", T_OBJECT_EX, offsetof(struct walk, others), READONLY,
      "A list: what an event of a kind is delivered to."},
+    {"datagrams", T_OBJECT_EX, offsetof(struct walk, datagrams), READONLY,
+     "A list: the datagram transports, by the slots of their ids."},
     {0},
 };
 
