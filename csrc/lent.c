@@ -1,7 +1,9 @@
 /* lent.c -- what only a conn is asked for whose socket has another owner: asyncio's transports. */
 #include <errno.h>
+#include <string.h>
 
 #include "loop.h"
+#include "sock.h"
 
 int pl_conn_lend(struct pl_loop *loop, uint64_t id)
 {
@@ -13,6 +15,19 @@ int pl_conn_lend(struct pl_loop *loop, uint64_t id)
         return -EINVAL;
     c->flags |= CONN_LENT;
     return c->fd;
+}
+
+size_t pl_lent_close(int fd, uint8_t *name, size_t room)
+{
+    struct sockaddr_storage addr;
+    socklen_t len = 0;
+    if (sock_name(fd, &addr, &len) < 0)
+        len = 0;
+    size_t count = len < sizeof addr ? len : sizeof addr; /* the kernel tells how long it would be */
+    count = count < room ? count : room;
+    memcpy(name, &addr, count);
+    sock_close(fd);
+    return count;
 }
 
 int64_t pl_conn_slot(struct pl_loop *loop, int fd)

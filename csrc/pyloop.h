@@ -259,6 +259,10 @@ int pl_conn_abort(struct pl_loop *loop, uint64_t id, int reason);
  * The fd; -ESTALE; -EINVAL. */
 int pl_conn_lend(struct pl_loop *loop, uint64_t id);
 
+/* Close the socket of a conn that was lent, and is lost, or was never told to anybody. Its local address is written to
+ * `name`, as much as there is room for. How many bytes that is; 0: it has none. Any thread. */
+size_t pl_lent_close(int fd, uint8_t *name, size_t room);
+
 /* The slot of the conn over `fd`. -ENOENT: there is none; PL_E_THREAD, PL_E_FORKED. */
 int64_t pl_conn_slot(struct pl_loop *loop, int fd);
 

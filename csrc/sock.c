@@ -292,6 +292,12 @@ int sock_receive_packets(int fd, struct packet *packets, int n, int *error)
     return receive_each(fd, packets, n, error);
 }
 
+int sock_name(int fd, struct sockaddr_storage *addr, socklen_t *addr_len)
+{
+    *addr_len = sizeof *addr;
+    return getsockname(fd, (struct sockaddr *)addr, addr_len) < 0 ? -errno : 0;
+}
+
 int sock_shutdown_write(int fd) { return shutdown(fd, SHUT_WR) < 0 ? -errno : 0; }
 
 int sock_set_nodelay(int fd)

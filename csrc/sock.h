@@ -42,6 +42,7 @@ int sock_send_packets(int fd, const struct packet *packets, int n);
  * EAGAIN. */
 int sock_receive_packets(int fd, struct packet *packets, int n, int *error);
 
+int sock_name(int fd, struct sockaddr_storage *addr, socklen_t *addr_len); /* the local address; 0 */
 int sock_shutdown_write(int fd);
 int sock_set_nodelay(int fd); /* -EOPNOTSUPP and its kin for what is no TCP socket: 0 */
 void sock_reset_on_close(int fd); /* SO_LINGER 0: close sends a reset */

@@ -15,6 +15,7 @@ E = TypeVar("E", bound=Exception)
 __all__ = [
     "Address",
     "decode_sockaddr",
+    "family_of",
     "local_address",
     "parse_address",
     "resolve",
@@ -28,14 +29,19 @@ Address = tuple[str, int] | tuple[str, int, int, int] | str | bytes
 _BSD = sys.platform == "darwin" or "bsd" in sys.platform
 
 
+def family_of(raw: bytes) -> int:
+    """Return the address family in a struct sockaddr; AF_UNSPEC: there is none."""
+    if len(raw) < 2:
+        return socket.AF_UNSPEC
+    return raw[1] if _BSD else int.from_bytes(raw[:2], sys.byteorder)
+
+
 def decode_sockaddr(raw: bytes) -> Address:
     """Return the address in a struct sockaddr, as socket.accept would.
 
     Source: ip(7), ipv6(7), unix(7).
     """
-    if len(raw) < 2:
-        return ""
-    family = raw[1] if _BSD else int.from_bytes(raw[:2], sys.byteorder)
+    family = family_of(raw)
     if family == socket.AF_INET:
         return socket.inet_ntop(family, raw[4:8]), int.from_bytes(raw[2:4], "big")
     if family == socket.AF_INET6:

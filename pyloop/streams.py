@@ -8,160 +8,14 @@ import contextvars
 import errno
 import os
 import socket
-from asyncio import trsock
 from typing import Any
 
-from pyloop.address import decode_sockaddr
 from pyloop.core import beyond_select, ffi, lib
-from pyloop.fast import own
 from pyloop.inbox import CLOSED
-from pyloop.seams import SendfileMode, SSLProtocol, attach, detach
-from pyloop.tls_protocol import TLSProtocol, share_room
-from pyloop.transports import LOST, NOBODY, CoreTransport
+from pyloop.stream_transport import DECODED, StreamTransport, close_lent
+from pyloop.tls_protocol import TLSProtocol
 
 __all__ = ["Acceptor", "StreamTransport", "Streams"]
-
-
-@own
-class StreamTransport(CoreTransport):
-    """The transport of a TCP or Unix stream socket.
-
-    Its socket object owns the fd; get_extra_info() gives "socket", "sockname" and "peername", also
-    when the transport is closed.
-    """
-
-    __slots__ = ("_peer", "_room", "_sending", "_server", "_sockaddr", "_sockname")
-
-    _flags = lib.PL_NODELAY
-    _start_tls_compatible = True
-    _sendfile_compatible = SendfileMode.TRY_NATIVE
-
-    def __init__(
-        self,
-        loop: Any,
-        sock: socket.socket,
-        protocol: Any,
-        *,
-        peer: Any = None,
-        sockaddr: bytes | None = None,
-        server: Any = None,
-        extra: dict[str, Any] | None = None,
-        context: contextvars.Context | None = None,
-    ) -> None:
-        self._peer = peer
-        self._sockaddr = sockaddr  # what accept gave, until somebody asks for the peer
-        self._sockname: Any = None
-        self._sending: Any = None  # a Future, then a socket, while sendfile is in progress
-        self._server = server
-        super().__init__(loop, sock, protocol, extra, context)
-        if server is not None:
-            self._gate = CLOSED | LOST  # for __del__, should the next line raise
-            attach(server, self)
-            self._gate = 0
-
-    def set_protocol(self, protocol: Any) -> None:
-        super().set_protocol(protocol)
-        self._room = share_room(protocol, self._loop) if isinstance(protocol, SSLProtocol) else None
-
-    def _receive(self) -> int:
-        if self._room is None:
-            return super()._receive()
-        room = self._room  # known, so the protocol need not be asked each time
-        return self._received(lib.pl_conn_receive(self._ptr, self._id, room, len(room)))
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return "socket", "sockname", "peername", or what else is known about it."""
-        if self._extra is not None and name in self._extra:
-            return self._extra[name]
-        if name == "socket":
-            return trsock.TransportSocket(self._file)
-        if name == "sockname":
-            self._learn_sockname()
-            return self._sockname
-        if name == "peername":
-            self._learn_peer()
-            return self._peer
-        return default
-
-    def _learn_sockname(self) -> None:
-        if self._sockname is None:
-            with contextlib.suppress(OSError):
-                self._sockname = self._file.getsockname()
-
-    def _learn_peer(self) -> None:
-        raw, self._sockaddr = self._sockaddr, None
-        if raw is None:
-            return
-        if self._file.family in _DECODED:
-            self._peer = decode_sockaddr(raw)
-        else:
-            with contextlib.suppress(OSError):
-                self._peer = self._file.getpeername()
-
-    def write_eof(self) -> None:
-        """Half-close: after what is queued the peer sees end of stream; reading goes on."""
-        code = lib.pl_conn_shutdown(self._ptr, self._id)
-        if code != -errno.EPIPE:
-            self._check(code)
-
-    # ---- its end ----
-
-    def _lost(self, reason: int) -> None:
-        sending, self._sending = self._sending, None
-        if isinstance(sending, socket.socket):
-            with contextlib.suppress(OSError):  # ends the sendfile as well
-                sending.shutdown(socket.SHUT_RDWR)
-            # Of a Unix socket select does not say so.
-            self._loop._fd_ready(sending.fileno(), lib.PL_WRITE)
-        elif sending is not None and not sending.done():
-            sending.set_exception(ConnectionError("Connection is closed by peer"))
-        if reason == -errno.EBADF:  # others have closed it: the number may be somebody else's
-            self._file.detach()
-        super()._lost(reason)
-
-    def _let_go(self) -> None:
-        self._learn_sockname()
-        super()._let_go()
-        server, self._server = self._server, None
-        if server is not None:
-            detach(server, self)
-
-    # ---- sendfile ----
-
-    async def _begin_sendfile(self) -> socket.socket:
-        """Let what is queued leave, and refuse writes from now on. Returns a copy of the socket."""
-        if self._sending is not None:
-            raise RuntimeError("unable to sendfile; another one is in progress")
-        self._write_id = NOBODY
-        self._sending = self._loop.create_future()
-        if self._set_marks(0, 0) == 0:
-            self._sending.set_result(None)
-        try:
-            await self._sending
-            self._sending = self._file.dup()  # which the loop may wait for
-        except BaseException:
-            self._end_sendfile()
-            raise
-        return self._sending  # type: ignore[no-any-return]
-
-    def _end_sendfile(self) -> None:
-        self._sending = None
-        if not self._gate & LOST:
-            self._write_id = self._id
-            self._set_marks(self._high_water, self._low_water)
-
-    def _set_marks(self, high: int, low: int) -> int:
-        return super()._set_marks(*((high, low) if self._sending is None else (0, 0)))
-
-    def _resume_writing(self) -> None:
-        if isinstance(self._sending, asyncio.Future) and not self._sending.done():
-            if self.get_write_buffer_size():  # it was due before, at other marks
-                return
-            self._sending.set_result(None)
-        super()._resume_writing()
-
-
-_DECODED = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
 
 
 _SHORTAGE_SECONDS = 1.0
@@ -175,6 +29,7 @@ class Acceptor:
         self.loop, self.factory, self.server = loop, factory, server
         self.tls = tls  # the arguments of _make_tls_protocol, or None
         self.family, self.proto = sock.family, sock.proto
+        self.is_decoded = sock.family in DECODED
         self.context = contextvars.copy_context()
         self._tell_again = 0.0
         self._core = loop._core
@@ -191,25 +46,24 @@ class Acceptor:
 
     def accepted(self, ident: int, peer: bytes) -> None:
         """Called by dispatch: a conn that has not been told to anybody."""
-        fd = lib.pl_conn_lend(self._core.ptr, ident)
-        kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-        sock = socket.socket(self.family, kind, self.proto, fileno=fd)
+        file: Any = lib.pl_conn_lend(self._core.ptr, ident)
+        if not self.is_decoded:
+            kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+            file = socket.socket(self.family, kind, self.proto, fileno=file)
         context = self.context.copy()
         protocol = None
         try:
-            protocol = context.run(self.factory)
-            wire: Any = protocol
+            protocol = wire = context.run(self.factory)
             if self.tls is not None:
                 waiter = self._shaking_hands(protocol) if self.loop.get_debug() else None
                 wire = context.run(self.loop._make_tls_protocol, protocol, waiter, *self.tls)
-            transport = StreamTransport(
-                self.loop, sock, wire, sockaddr=peer, server=self.server, context=context
-            )
+            transport = StreamTransport(self.loop, -1, wire, self.server, None, context, peer)
+            transport._file = file  # which _refuse closes, if there is no transport
         except (SystemExit, KeyboardInterrupt):
-            self._refuse(ident, sock)
+            self._refuse(ident, file)
             raise
         except BaseException as exc:
-            self._refuse(ident, sock)
+            self._refuse(ident, file)
             self._report(_NOT_MADE, exc, protocol)
             return
         transport._enter(self._core, ident)
@@ -231,10 +85,13 @@ class Acceptor:
         waiter.add_done_callback(ended)
         return waiter
 
-    def _refuse(self, ident: int, sock: socket.socket) -> None:
+    def _refuse(self, ident: int, file: socket.socket | int) -> None:
         self._core.dispatch.add(ident, None)
         lib.pl_conn_abort(self._core.ptr, ident, 0)
-        sock.close()
+        if isinstance(file, int):
+            close_lent(file)
+        else:
+            file.close()
 
     def _report(self, message: str, exc: BaseException, protocol: Any) -> None:
         context = {"message": message, "exception": exc}
@@ -295,7 +152,7 @@ class Streams:
         if extra is None or "peername" not in extra:
             with contextlib.suppress(OSError):
                 peer = sock.getpeername()
-        transport = StreamTransport(self, sock, protocol, peer=peer, server=server, extra=extra)
+        transport = StreamTransport(self, sock, protocol, server, extra, peer=peer)
         self.call_soon(transport._begin, waiter, context=transport._context)  # type: ignore[attr-defined]
         return transport
 

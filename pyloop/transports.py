@@ -10,7 +10,6 @@ it calls of a Connection: `_gate`, `_context`, `_call` and `_target` are read by
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import errno
 import logging
@@ -57,6 +56,7 @@ class CoreTransport(TransportBase):
         "_file",
         "_lost_writes",
         "_protocol",
+        "_room",
     )
 
     _flags = 0
@@ -91,10 +91,13 @@ class CoreTransport(TransportBase):
         state = "closing" if self._gate & CLOSED else "paused" if self._gate else "open"
         size = self.get_write_buffer_size()
         try:
-            fd = self._file.fileno()
+            fd = self._fileno()
         except ValueError:  # closed by somebody else
             fd = -1
         return f"<{type(self).__name__} {state} fd={fd} write=<bufsize={size}>>"
+
+    def _fileno(self) -> int:
+        return self._file.fileno()  # type: ignore[no-any-return]
 
     # ---- its beginning ----
 
@@ -125,7 +128,7 @@ class CoreTransport(TransportBase):
     def _open(self) -> None:
         core = self._loop._core
         ident = ffi.new("uint64_t *")
-        fd = self._file.fileno()
+        fd = self._fileno()
         group = self._loop._groups.number(self._flags)
         core.watches.vacate(fd)
         core.check_fd(lib.pl_conn_open(core.ptr, group, fd, ident), fd)
@@ -134,12 +137,12 @@ class CoreTransport(TransportBase):
     def _enter(self, core: Any, ident: int) -> None:
         """Be the transport of a conn."""
         self._ptr, self._id, self._write_id = core.ptr, ident, ident
-        core.dispatch.add(ident, self)
+        core.dispatch.put(ident & 0xFFFFFFFF, self)
         if self._call is feed_buffered:
             lib.pl_conn_readiness(self._ptr, ident, True)
         if self._gate:
             lib.pl_conn_pause(self._ptr, ident)
-        if (self._high_water, self._low_water) != MARKS:
+        if self._high_water != MARKS[0] or self._low_water != MARKS[1]:
             self._set_marks(self._high_water, self._low_water)
 
     # ---- its protocol ----
@@ -156,6 +159,11 @@ class CoreTransport(TransportBase):
         if is_buffered != (self._call is feed_buffered):
             self._check(lib.pl_conn_readiness(self._ptr, self._id, is_buffered))
         self._protocol, self._call, self._target = protocol, call, target
+        self._room = self._shared_room(protocol) if is_buffered else None
+
+    def _shared_room(self, protocol: Any) -> Any:
+        """Return where a BufferedProtocol receives without being asked; None: ask it."""
+        return None
 
     def get_protocol(self) -> Any:
         return self._protocol
@@ -291,9 +299,10 @@ class CoreTransport(TransportBase):
         """Close once what is queued is with the kernel; nothing more is delivered."""
         if not self._gate & CLOSED:
             code = lib.pl_conn_close(self._ptr, self._id)
-            self._check(code)
+            if code < 0:
+                self._check(code)
             self._gate |= CLOSED
-            if code == 1 or self._loop.is_closed():
+            if code == 1 or self._loop._closed:
                 self._forget()
             elif code == 2:
                 self._loop.call_soon(self._lost, 0)  # before the event, as asyncio
@@ -308,7 +317,7 @@ class CoreTransport(TransportBase):
         self._gate |= CLOSED
         if self._exc is None:
             self._exc = exc
-        if code == 1 or self._loop.is_closed():
+        if code == 1 or self._loop._closed:
             self._forget()
         elif code == 0:
             self._loop.call_soon(self._lost, 0)
@@ -348,8 +357,10 @@ class CoreTransport(TransportBase):
 
     def _let_go(self) -> None:
         """Close what owns the fd. Linux has closed it whatever close(2) says; or others have."""
-        with contextlib.suppress(OSError):
+        try:  # cheaper than contextlib.suppress
             self._file.close()
+        except OSError:
+            pass
 
     def _forget(self) -> None:
         """Cut it off from a core that is about to be freed, or is the parent's; tell nobody."""

@@ -12,7 +12,7 @@ from faults import Child, asan
 CHURN = """if True:
     import asyncio, collections, contextvars, gc, os, resource, socket, struct, sys, pyloop
     from faults import open_fds, say
-    from pyloop.streams import StreamTransport
+    from pyloop.stream_transport import StreamTransport
 
     AT_ONCE = 50
     RESET = struct.pack("ii", 1, 0)

@@ -43,6 +43,7 @@ PYTHON_LEVELS = """
     channel rings turns loop
     blocked
     streams pipes sock_calls subprocesses watches
+    stream_transport
     datagram_calls datagrams running dispatch transports tls handlers
     served_tls
     served

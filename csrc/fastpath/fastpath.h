@@ -63,8 +63,8 @@ struct state {
         *s_sent, *s_fatal_error, *s_join, *s_get_buffer, *s_buffer_updated, *s_received_eof,
         *s_send_other, *s_written, *s_write_other, *s_owner, *s_loop, *s_create_future, *s_done,
         *s_set_result, *s_pause, *s_resume, *s_inbox, *s_drained;
-    PyObject *s_read, *s_write, *s_pending, *s_data_received, *s_call_soon;
-    PyObject *s_datagram_received, *s_unpack;
+    PyObject *s_read, *s_write, *s_pending, *s_data_received, *s_call_soon, *s_owners,
+        *s_accepted, *s_datagram_received, *s_unpack;
     PyObject *s_ssl, *s_backlog, *s_due, *s_is_ready, *s_fed, *s_decrypted, *s_encrypt,
         *s_not_encrypted, *s_turn_ends;
     /* of a TLSConnection */ /* of what speaks TLS */
@@ -308,6 +308,9 @@ int datagram_received(struct walk *w, const struct pl_event *e);
 /* What was raised is its connection's only, or its datagram transport's: that is told to _fail(). 0, or -1: it is
  * still set. */
 int walk_fail(const struct state *st, PyObject *conn);
+
+/* A connection begins or ends. 1; 0: let Python do it; -1. */
+int deliver_life(struct walk *w, const struct pl_event *e);
 
 void walk_begin(struct walk *w, uint32_t count);
 int walk_on(struct walk *w); /* to the batch's end: 0, or -1 */

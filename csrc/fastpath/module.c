@@ -29,6 +29,8 @@ static const struct {
     {"get_buffer", offsetof(struct state, s_get_buffer)},
     {"buffer_updated", offsetof(struct state, s_buffer_updated)},
     {"_received_eof", offsetof(struct state, s_received_eof)},
+    {"owners", offsetof(struct state, s_owners)},
+    {"accepted", offsetof(struct state, s_accepted)},
     {"_sent", offsetof(struct state, s_sent)},
     {"_send_other", offsetof(struct state, s_send_other)},
     {"_written", offsetof(struct state, s_written)},

@@ -146,9 +146,9 @@ static int deliver_event(struct walk *w, const struct pl_event *e)
     struct endpoint *c = e->slot < w->table_cap ? w->table[e->slot] : NULL;
     if (e->kind == PL_EV_READABLE && c)
         return deliver_readable(c);
-    int rc = e->kind == PL_EV_DATAGRAM ? datagram_received(w, e) : 0;
-    if (e->kind == PL_EV_CIPHER && c)
-        rc = cipher_received(c, e);
+    int rc = e->kind == PL_EV_DATAGRAM      ? datagram_received(w, e)
+             : e->kind == PL_EV_CIPHER && c ? cipher_received(c, e)
+                                            : deliver_life(w, e);
     if (rc != 0)
         return rc < 0 ? -1 : 0;
     return e->kind == PL_EV_NONE ? 0 : deliver_other(w, e);
