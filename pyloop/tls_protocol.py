@@ -34,7 +34,7 @@ class TLSProtocol(SSLProtocol):  # type: ignore[misc]
 
     def _get_app_transport(self) -> Any:
         transport = super()._get_app_transport()
-        transport.__class__ = TLSTransport  # with nothing of its own but what is hot
+        transport.__class__ = FastSSLTransport  # with nothing of its own but what is hot
         return transport
 
     def began(self, began: asyncio.Future[None]) -> None:
@@ -131,11 +131,12 @@ class TLSProtocol(SSLProtocol):  # type: ignore[misc]
         self._control_app_writing()
 
 
-TLSTransport: Any = SSLTransport
+FastSSLTransport: Any = SSLTransport
 if fastpath is not None:
     fastpath.use_tls(TLSProtocol, SSL_WRAPPED, SSL_AGAIN, _FAILED)
 
-    class TLSTransport(SSLTransport, fastpath.TLSTransportBase):  # type: ignore[no-redef,misc]
+    # asyncio's tests know one by the "ssl" in its name.
+    class FastSSLTransport(SSLTransport, fastpath.TLSTransportBase):  # type: ignore[no-redef,misc]
         """asyncio's, with a write() in C, which calls the other unless it is simple."""
 
         write = fastpath.TLSTransportBase.write
