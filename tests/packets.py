@@ -30,10 +30,6 @@ def datagrams(loop: pyloop.Loop, count: int) -> None:
         (first, peer), (second, _) = ends
         where, sent = first.get_extra_info("sockname"), 0
 
-        async def all_received(sent: int) -> None:
-            while peer.received < sent:  # no more are on their way than the kernel has room for
-                await asyncio.sleep(0)
-
         for number in range(count // 10):
             data = WRITABLE[number % len(WRITABLE)]
             for transport, to in ((first, where), (second, where), (second, None)):
