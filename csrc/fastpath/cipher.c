@@ -9,11 +9,6 @@
 
 #define CLOSED 4 /* of pyloop/inbox.py */
 
-bool cipher_is_ours(const struct endpoint *c)
-{
-    return (PyObject *)Py_TYPE(c) == c->st->tls_connection;
-}
-
 /* Two of its attributes; false, with what was raised, if they are not there. */
 static bool get_two(struct endpoint *c, PyObject *first, PyObject **one, PyObject *second,
                     PyObject **other)

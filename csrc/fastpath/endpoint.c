@@ -25,12 +25,11 @@ static PyObject *send_bytes(PyObject *self, PyObject *message, bool framed)
 {
     const struct endpoint *c = of(self);
     const struct pl_api *api = c->st->api;
-    int encrypted = PyBytes_CheckExact(message) && cipher_is_ours(c)
-                        ? cipher_send(of(self), message, framed)
-                        : 0;
+    bool is_bytes = PyBytes_CheckExact(message), is_tls = cipher_is_ours(c);
+    int encrypted = is_bytes && is_tls ? cipher_send(of(self), message, framed) : 0;
     if (encrypted)
         return encrypted < 0 ? NULL : Py_NewRef(Py_None);
-    if (!PyBytes_CheckExact(message) || cipher_is_ours(c)) {
+    if (!is_bytes || is_tls) {
         PyObject *args[] = {self, message, framed ? Py_True : Py_False};
         return PyObject_VectorcallMethod(c->st->s_send_other, args, 3, NULL);
     }

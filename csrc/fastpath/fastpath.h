@@ -242,7 +242,10 @@ bool tls_is_ours(const struct state *st, PyObject *protocol); /* is it a TLSProt
 /* A TLSProtocol's transport has received. 1; 0: let buffer_updated() take it; -1. */
 int tls_received(const struct state *st, PyObject *protocol, const void *data, int64_t count);
 
-bool cipher_is_ours(const struct endpoint *c); /* is it a TLSConnection? */
+static inline bool cipher_is_ours(const struct endpoint *c) /* is it a TLSConnection? */
+{
+    return (PyObject *)Py_TYPE(c) == c->st->tls_connection;
+}
 
 /* PL_EV_CIPHER of any conn. 1; 0: let Python do it; -1: SystemExit, KeyboardInterrupt. */
 int cipher_received(struct endpoint *c, const struct pl_event *e);
