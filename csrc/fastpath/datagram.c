@@ -171,21 +171,12 @@ int datagram_received(struct walk *w, const struct pl_event *e)
 
 static PyObject *get_ptr(PyObject *self, void *Py_UNUSED(closure))
 {
-    PyObject *ptr = of(self)->ptr ? of(self)->ptr : of(self)->st->null;
-    return Py_NewRef(ptr ? ptr : Py_None);
+    return core_ptr(of(self)->st, of(self)->ptr);
 }
 
 static int put_ptr(PyObject *self, PyObject *ptr, void *Py_UNUSED(closure))
 {
-    struct face *d = of(self);
-    if (!ptr || !d->st->null) {
-        PyErr_SetString(PyExc_AttributeError, "_ptr: cannot be deleted, nor set before use_core()");
-        return -1;
-    }
-    if (core_of(d->st, ptr, &d->core) < 0)
-        return -1;
-    Py_XSETREF(d->ptr, Py_NewRef(ptr));
-    return 0;
+    return core_set(of(self)->st, ptr, &of(self)->ptr, &of(self)->core);
 }
 
 static PyGetSetDef fields[] = {

@@ -172,24 +172,32 @@ int core_of(struct state *st, PyObject *ptr, struct pl_loop **core)
     return 0;
 }
 
+PyObject *core_ptr(const struct state *st, PyObject *ptr)
+{
+    ptr = ptr ? ptr : st->null;
+    return Py_NewRef(ptr ? ptr : Py_None);
+}
+
+int core_set(struct state *st, PyObject *ptr, PyObject **place, struct pl_loop **core)
+{
+    if (!ptr || !st->null) {
+        PyErr_SetString(PyExc_AttributeError, "_ptr: cannot be deleted, nor set before use_core()");
+        return -1;
+    }
+    if (core_of(st, ptr, core) < 0)
+        return -1;
+    Py_XSETREF(*place, Py_NewRef(ptr));
+    return 0;
+}
+
 static PyObject *get_ptr(PyObject *self, void *Py_UNUSED(closure))
 {
-    struct endpoint *c = of(self);
-    PyObject *ptr = c->ptr ? c->ptr : c->st->null;
-    return Py_NewRef(ptr ? ptr : Py_None);
+    return core_ptr(of(self)->st, of(self)->ptr);
 }
 
 static int put_ptr(PyObject *self, PyObject *ptr, void *Py_UNUSED(closure))
 {
-    struct endpoint *c = of(self);
-    if (!ptr || !c->st->null) {
-        PyErr_SetString(PyExc_AttributeError, "_ptr: cannot be deleted, nor set before use_core()");
-        return -1;
-    }
-    if (core_of(c->st, ptr, &c->core) < 0)
-        return -1;
-    Py_XSETREF(c->ptr, Py_NewRef(ptr));
-    return 0;
+    return core_set(of(self)->st, ptr, &of(self)->ptr, &of(self)->core);
 }
 
 static PyGetSetDef fields[] = {

@@ -65,9 +65,10 @@ struct state {
         *s_set_result, *s_pause, *s_resume, *s_inbox, *s_drained;
     PyObject *s_read, *s_write, *s_pending, *s_data_received, *s_call_soon, *s_owners,
         *s_accepted, *s_datagram_received, *s_unpack;
+    /* of a TLSConnection */
     PyObject *s_ssl, *s_backlog, *s_due, *s_is_ready, *s_fed, *s_decrypted, *s_encrypt,
         *s_not_encrypted, *s_turn_ends;
-    /* of a TLSConnection */ /* of what speaks TLS */
+    /* of asyncio's SSLProtocol */
     PyObject *s_state, *s_sslobj, *s_incoming, *s_outgoing, *s_transport, *s_app_protocol,
         *s_app_protocol_is_buffer, *s_app_reading_paused, *s_app_writing_paused,
         *s_ssl_reading_paused, *s_ssl_writing_paused, *s_ssl_protocol, *s_ssl_buffer_view,
@@ -208,6 +209,10 @@ struct endpoint {
 
 /* The loop that a cdata points to, in *core; NULL for ffi.NULL. 0 or -1. */
 int core_of(struct state *st, PyObject *ptr, struct pl_loop **core);
+
+/* What a `_ptr` gives, and what setting one does: to *place, and to *core. */
+PyObject *core_ptr(const struct state *st, PyObject *ptr);
+int core_set(struct state *st, PyObject *ptr, PyObject **place, struct pl_loop **core); /* 0 or -1 */
 
 PyObject *transport_write_data(PyObject *transport, PyObject *data); /* its write() */
 
